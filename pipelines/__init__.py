@@ -1,0 +1,1 @@
+"""How tables are made: chain and log in, one published generation out."""

@@ -1,0 +1,65 @@
+"""Files that survive a power cut, and a lock between processes. Nothing here knows what is stored."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+
+class LockTimeoutError(TimeoutError):
+    """Another process holds the lock for longer than the caller would wait."""
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a directory's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Give a finished file its final name; on return name and content survive a power cut."""
+    fsync_path(temporary)
+    temporary.replace(final)
+    fsync_path(final.parent)
+
+
+def write_durably(final: Path, content: bytes) -> None:
+    """Replace `final` by `content`: readers see the old or the new, never a part."""
+    temporary = temporary_beside(final)
+    try:
+        temporary.write_bytes(content)
+        replace_durably(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(final: Path) -> Path:
+    """Return a name in the same directory that no other writer uses and that readers ignore."""
+    return final.with_name(f".{final.name}.{os.getpid()}-{uuid4().hex[:8]}.tmp")
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel drops it when the holder dies."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise LockTimeoutError(
+                        f"{path} has been locked by another process for {timeout_seconds:g} s"
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""The log's contract: what every backend promises to api/ and pipelines/. No backend's code here.
+
+    LogError
+    ├── LogBusyError          too much is waiting for a commit: try again in a moment
+    ├── LogUnavailableError   the log cannot be written or read now
+    └── RefusedError          nothing was stored, and repeating will not help
+        ├── SignatureUsedError      an admin's signature was seen before
+        ├── TaskGoesBackwardsError  the announced task is below the latest one
+        └── NotBlacklistedError     the hotkey to remove is not on the blacklist
+
+What a caller may rely on, whatever the backend:
+
+1. Submissions, samples and events take their seqs from one sequence without gaps, in commit order:
+   a reader that sees seq n sees every seq below it, for ever.
+2. An append is all or nothing, and its future resolves only when the records survive a power cut
+   and every reader of every process sees them.
+3. When an append fails with `LogUnavailableError` it may or may not be stored; repeating the same
+   signed request is safe, because a signature is good for one write.
+4. Nothing is changed or deleted, except a prefix of samples (with their submissions) that
+   `drop_through` takes out after the archive has been verified.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+from warehouse.records import (
+    AdminState,
+    Appended,
+    Evaluation,
+    Event,
+    Sample,
+    SignedRequest,
+    StoredSample,
+)
+
+
+class LogError(Exception):
+    """Base of everything that the log raises on purpose."""
+
+
+class LogBusyError(LogError):
+    """Too many bytes wait for a commit; nothing was taken."""
+
+
+class LogUnavailableError(LogError):
+    """The log cannot be read or written now."""
+
+
+class RefusedError(LogError):
+    """The write was understood and refused; nothing of it was stored."""
+
+
+class SignatureUsedError(RefusedError):
+    """This admin's signature was seen before, on a write or on a GET."""
+
+
+class TaskGoesBackwardsError(RefusedError):
+    """The announced task id is below the latest one."""
+
+    def __init__(self, latest_task_id: int) -> None:
+        super().__init__(f"the latest announced task is {latest_task_id}")
+        self.latest_task_id = latest_task_id
+
+
+class NotBlacklistedError(RefusedError):
+    """The hotkey is not on the blacklist."""
+
+
+class VoteRow(NamedTuple):
+    """The narrow part of a sample, for the archive and the rules."""
+
+    seq: int
+    received_at_ms: int
+    validator_hotkey: str
+    miner_hotkey: str
+    task_id: int | None
+    task_key: str
+    passed: bool
+    confidence: int | None
+    latency_ms: int | None
+
+
+class TextRow(NamedTuple):
+    """The wide part of a sample, for the archive."""
+
+    seq: int
+    sample_id: str
+    prompt: str
+    s3_bucket: str
+    s3_prefix: str
+    reasoning: str | None
+    original_artifacts: str | None
+    generated_artifacts: str | None
+    presentation_order: str | None
+    evaluation_signature: str | None
+
+
+class SubmissionRow(NamedTuple):
+    """A signed request as stored. `body` is zstd-compressed."""
+
+    seq: int
+    received_at_ms: int
+    hotkey: str
+    scheme: int
+    timestamp: str
+    nonce: str | None
+    method: str
+    path: str
+    signature: bytes
+    body: bytes
+    sample_count: int
+    evaluation_signature: str | None
+    is_evaluation_verified: bool | None
+
+
+class LogWriter(Protocol):
+    """Appends. One per process; threads share it."""
+
+    def append_samples(
+        self, request: SignedRequest, samples: Sequence[Sample], evaluation: Evaluation | None
+    ) -> "Future[Appended]":
+        """Store the request and its samples, in order.
+
+        A signature that was used for a write before stores nothing: the result says so
+        (`is_replay`) and describes the submission that used it. Tasked samples also enter the
+        outbox of evaluation results. Raises `LogBusyError` at once; the future raises
+        `SignatureUsedError` when the signature was first seen on a GET.
+        """
+
+    def announce_task(self, request: SignedRequest, task_id: int) -> "Future[Appended]":
+        """Record that `task_id` is the latest task; the same id again is no step backwards.
+
+        The future raises `TaskGoesBackwardsError` or `SignatureUsedError`. A refused admin write
+        uses its signature up as well.
+        """
+
+    def add_to_blacklist(
+        self, request: SignedRequest, hotkey: str, reason: str | None
+    ) -> "Future[Appended]":
+        """Put `hotkey` on the blacklist, or give its entry a new reason."""
+
+    def remove_from_blacklist(self, request: SignedRequest, hotkey: str) -> "Future[Appended]":
+        """Take `hotkey` off the blacklist. The future raises `NotBlacklistedError`."""
+
+    def remember_signature(self, signature: bytes) -> "Future[None]":
+        """Make sure that no write ever accepts this signature (it was seen on an admin's GET)."""
+
+    def close(self) -> None:
+        """Finish what was accepted, then let go of everything."""
+
+
+class LogReader(Protocol):
+    """Reads. Threads share it; every read sees all that was acknowledged before it began."""
+
+    def head(self) -> int:
+        """Return the highest seq, 0 for an empty log."""
+
+    def admin_state(self) -> AdminState:
+        """Return the blacklist and the latest task, as of now. Costs microseconds when unchanged."""
+
+    def admin_state_at(self, seq: int) -> AdminState:
+        """Return the blacklist and the latest task as events up to `seq` left them."""
+
+    def submission_samples(self, submission_seq: int) -> list[StoredSample]:
+        """Return the samples of one submission in its order, superseded or not."""
+
+    def newest_samples(self, limit: int) -> list[StoredSample]:
+        """Return current samples, newest first."""
+
+    def samples_of_validator(self, validator_hotkey: str, limit: int) -> list[StoredSample]:
+        """Return one validator's current samples, newest first."""
+
+    def samples_of_miner(self, miner_hotkey: str, limit: int) -> list[StoredSample]:
+        """Return the current samples about one miner, newest first."""
+
+    def samples_of_task(
+        self,
+        task_key: str,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> list[StoredSample]:
+        """Return a task's current samples by (miner, validator), of one of them if given."""
+
+    def latest_sampled_task(self) -> int | None:
+        """Return the greatest task id of any sample, None where there is none."""
+
+    def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
+        """Yield all samples with after < seq <= through, in order, in chunks."""
+
+    def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
+        """Yield the texts of all samples with after < seq <= through, in order, in chunks."""
+
+    def submissions_between(self, after: int, through: int) -> Iterator[list[SubmissionRow]]:
+        """Yield all submissions with after < seq <= through, in order, in chunks."""
+
+    def events_between(self, after: int, through: int) -> list[Event]:
+        """Return all events with after < seq <= through, in order."""
+
+    def newest_submission_before(self, received_before_ms: int) -> int:
+        """Return the last seq of the newest submission older than that, 0 where there is none."""
+
+    def dropped_through(self) -> int:
+        """Return the seq through which samples have left the log for the archive, 0 for none."""
+
+    def outbox_depth(self) -> int:
+        """Return how many evaluation results wait for object storage."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class LogKeeper(Protocol):
+    """What the nightly job may do to the log."""
+
+    def drop_through(self, seq: int) -> int:
+        """Take samples and their submissions with seqs <= `seq` out; return how many records left.
+
+        The caller vouches that the archive holds them and was verified. Events stay.
+        """
+
+    def check(self) -> list[str]:
+        """Verify the whole log: no gap, no orphan, every signature. Return what is wrong."""
