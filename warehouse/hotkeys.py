@@ -4,6 +4,7 @@ Everything that reads an address from outside (a header, a body, a path, a metag
 that one rule decides. Who may do what is not decided here but in `api.auth`.
 """
 
+import hashlib
 from functools import lru_cache
 
 import sr25519
@@ -80,3 +81,16 @@ def verify(hotkey: str, signature: bytes, message: bytes) -> bool:
         )
     except (ValueError, TypeError, IndexError):
         return False
+
+
+def signed_message(
+    *, scheme: int, method: str, path: str, body: bytes, timestamp: str, nonce: str | None
+) -> bytes:
+    """Return what a request's signature covers. `path` includes the query.
+
+    Scheme 1 binds body and time only; scheme 2 also the method, the path and a nonce.
+    """
+    digest = hashlib.sha256(body).hexdigest()
+    if scheme == 1:
+        return f"{digest}:{timestamp}".encode()
+    return f"v2\n{method}\n{path}\n{digest}\n{timestamp}\n{nonce}".encode()
