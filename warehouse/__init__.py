@@ -1,1 +1,1 @@
-"""What is stored: the log, the archive, the generations. Knows nothing of HTTP, Dagster or rules."""
+"""What is stored: log, archive, generations. Knows nothing of HTTP, Dagster or rules."""

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, and a lock between processes. Nothing here knows what is stored."""
+"""Files that survive a power cut, and a lock between processes; not what is in them."""
 
 import contextlib
 import fcntl

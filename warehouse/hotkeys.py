@@ -60,7 +60,7 @@ def hotkey_of(key: bytes) -> str:
 
 
 def parse_signature(text: str) -> bytes:
-    """Return the 64 bytes of a hex signature, with or without `0x`; raise `ValueError` otherwise."""
+    """Return the 64 bytes of a hex signature, `0x` or not; raise `ValueError` otherwise."""
     digits = text[2:] if text[:2] in ("0x", "0X") else text
     # bytes.fromhex skips whitespace, so two texts could stand for one signature: length decides.
     if len(digits) != 128 or not digits.isascii() or not digits.isalnum():
@@ -69,7 +69,7 @@ def parse_signature(text: str) -> bytes:
 
 
 def verify(hotkey: str, signature: bytes, message: bytes) -> bool:
-    """Tell whether `hotkey` signed `message`, plain or wrapped in `<Bytes>` as wallet extensions do.
+    """Tell whether `hotkey` signed `message`, plain or in `<Bytes>` as wallet extensions do.
 
     Never raises on garbage: an address, a key or a signature that does not parse signed nothing.
     """

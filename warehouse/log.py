@@ -52,7 +52,7 @@ class RefusedError(LogError):
 
 
 class SignatureUsedError(RefusedError):
-    """This admin's signature was seen before, on a write or on a GET."""
+    """The signature was seen before, on a write or on a GET."""
 
 
 class TaskGoesBackwardsError(RefusedError):
@@ -157,7 +157,7 @@ class LogReader(Protocol):
         """Return the highest seq, 0 for an empty log."""
 
     def admin_state(self) -> AdminState:
-        """Return the blacklist and the latest task, as of now. Costs microseconds when unchanged."""
+        """Return the blacklist and the latest task as of now; microseconds when unchanged."""
 
     def admin_state_at(self, seq: int) -> AdminState:
         """Return the blacklist and the latest task as events up to `seq` left them."""

@@ -27,7 +27,8 @@ class SignedRequest:
 
 class Sample(NamedTuple):
     """One judged video, as the validator sent it. `task_key` names the task: the task id in
-    decimal, or the legacy sample id where there is none (that is never all digits)."""
+    decimal, or the legacy sample id where there is none (that is never all digits).
+    """
 
     miner_hotkey: str
     task_id: int | None

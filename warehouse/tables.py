@@ -1,4 +1,4 @@
-"""The published tables, each declared once: DDL, Arrow and Polars schemas and checks derive from it.
+"""The published tables, each declared once; DDL, Arrow and Polars schemas and checks derive.
 
 Names follow the glossary in ARCHITECTURE.md: hotkeys are SS58 text, instants are integer UTC
 milliseconds (`_at_ms`), stakes are integer rao (1e9 rao = 1 TAO), booleans say `is_`.
@@ -96,7 +96,10 @@ VALIDATORS = Table(
         _text("hotkey", "SS58 address"),
         _int("uid", "uid in the snapshot"),
         _int("stake_rao", "stake in the snapshot, never negative"),
-        _bool("is_registered", "stake is at least MIN_VALIDATOR_STAKE: may submit, and its votes weigh"),
+        _bool(
+            "is_registered",
+            "stake is at least MIN_VALIDATOR_STAKE: may submit, and its votes weigh",
+        ),
     ),
 )
 
@@ -247,7 +250,12 @@ ARCHIVED_VOTES = Table(
     "archived_votes",
     "The archive's narrow part: the newest version of every sample.",
     key=("task_key", "miner_hotkey", "validator_hotkey"),
-    order=(("task_id", "asc"), ("miner_hotkey", "asc"), ("validator_hotkey", "asc"), ("seq", "asc")),
+    order=(
+        ("task_id", "asc"),
+        ("miner_hotkey", "asc"),
+        ("validator_hotkey", "asc"),
+        ("seq", "asc"),
+    ),
     columns=(
         _int("seq", "position in the log; the sample's id"),
         _int("received_at_ms", "receipt"),

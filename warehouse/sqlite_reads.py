@@ -1,0 +1,232 @@
+"""What is asked of the log, one method a question. Nothing here writes."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import apsw
+
+from warehouse.log import SubmissionRow, TextRow, VoteRow
+from warehouse.records import AdminState, Event, StoredSample, admin_state
+from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_schema import connect, create_log, translated_errors
+
+# Rows a chunk: a long export is many short reads, so that it never keeps the WAL from being reset.
+VOTES_CHUNK_ROWS = 50_000
+TEXTS_CHUNK_ROWS = 5_000
+SUBMISSIONS_CHUNK_ROWS = 1_000
+
+SAMPLE_COLUMNS = """
+    s.seq, s.received_at_ms, s.validator_hotkey, s.miner_hotkey, s.task_id, t.sample_id, s.passed,
+    s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix, t.reasoning,
+    t.generated_artifacts
+"""
+# A newer version of the same (task, miner, validator) hides a sample. The index is named because
+# the planner picks another one, which takes a hundred times as long.
+IS_CURRENT = """
+    NOT EXISTS (
+        SELECT 1 FROM samples AS n INDEXED BY samples_version
+        WHERE n.task_key = s.task_key AND n.miner_hotkey = s.miner_hotkey
+        AND n.validator_hotkey = s.validator_hotkey AND n.seq > s.seq
+    )
+"""
+NEWEST = f"""
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s JOIN sample_texts AS t USING (seq)
+    WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+"""
+OF_VALIDATOR = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_validator JOIN sample_texts AS t USING (seq)
+    WHERE s.validator_hotkey = ? AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+"""
+OF_MINER = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_miner JOIN sample_texts AS t USING (seq)
+    WHERE s.miner_hotkey = ? AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+"""
+OF_SUBMISSION = f"""
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s JOIN sample_texts AS t USING (seq)
+    WHERE s.seq > ?1 AND s.seq <= ?1 + (SELECT sample_count FROM submissions WHERE seq = ?1)
+    ORDER BY s.seq
+"""
+OF_TASK = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
+    WHERE s.task_key = ?1 AND {IS_CURRENT}
+    ORDER BY s.miner_hotkey, s.validator_hotkey
+"""
+OF_TASK_AND_VALIDATOR = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
+    WHERE s.task_key = ?1 AND s.validator_hotkey = ?2 AND {IS_CURRENT}
+    ORDER BY s.miner_hotkey, s.validator_hotkey
+"""
+OF_TASK_AND_MINER = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
+    WHERE s.task_key = ?1 AND s.miner_hotkey = ?2 AND {IS_CURRENT}
+    ORDER BY s.miner_hotkey, s.validator_hotkey
+"""
+OF_TASK_VALIDATOR_AND_MINER = f"""
+    SELECT {SAMPLE_COLUMNS}
+    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
+    WHERE s.task_key = ?1 AND s.miner_hotkey = ?2 AND s.validator_hotkey = ?3 AND {IS_CURRENT}
+    ORDER BY s.miner_hotkey, s.validator_hotkey
+"""
+# Samples can leave the log by retention, their seqs never come again: the greatest of all is the
+# head.
+HEAD = """
+    SELECT max(
+        coalesce((SELECT max(seq) FROM samples), 0), coalesce((SELECT max(seq) FROM events), 0),
+        (SELECT dropped_through FROM retention)
+    )
+"""
+EVENTS = """
+    SELECT seq, received_at_ms, kind, subject, detail, admin_hotkey FROM events
+    WHERE seq > ? AND seq <= ? ORDER BY seq
+"""
+VOTES = """
+    SELECT seq, received_at_ms, validator_hotkey, miner_hotkey, task_id, task_key, passed,
+        confidence, latency_ms
+    FROM samples WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+TEXTS = """
+    SELECT seq, sample_id, prompt, s3_bucket, s3_prefix, reasoning, original_artifacts,
+        generated_artifacts, presentation_order, evaluation_signature
+    FROM sample_texts WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+SUBMISSIONS = """
+    SELECT seq, received_at_ms, hotkey, scheme, timestamp, nonce, method, path, signature, body,
+        sample_count, evaluation_signature, is_evaluation_verified
+    FROM submissions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+LAST_SEQ_BEFORE = """
+    SELECT seq + max(sample_count, 1) FROM submissions
+    WHERE received_at_ms < ? ORDER BY seq DESC LIMIT 1
+"""
+
+
+class SqliteReader:
+    """`warehouse.log.LogReader` on a SQLite file; a connection for each thread that asks.
+
+    Raises `LogUnavailableError` when the file cannot be opened or read.
+    """
+
+    def __init__(self, settings: WarehouseSettings) -> None:
+        self.settings = settings
+        self.path = settings.log_path
+        create_log(self.path, settings.log_lock_seconds_max)
+        self._of_thread = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._state = AdminState(-1, {}, None)
+        self._guard = threading.Lock()
+
+    def head(self) -> int:
+        return int(self._one(HEAD))
+
+    def admin_state(self) -> AdminState:
+        newest = self._one("SELECT coalesce(max(seq), 0) FROM events")
+        state = self._state
+        if state.seq < newest:
+            # Two threads may both fold; either result is right for the time it was asked at.
+            state = self.admin_state_at(newest)
+            with self._guard:
+                if self._state.seq < state.seq:
+                    self._state = state
+        return state
+
+    def admin_state_at(self, seq: int) -> AdminState:
+        return admin_state(self.events_between(0, seq))
+
+    def submission_samples(self, submission_seq: int) -> list[StoredSample]:
+        return self._samples(OF_SUBMISSION, (submission_seq,))
+
+    def newest_samples(self, limit: int) -> list[StoredSample]:
+        return self._samples(NEWEST, (limit,))
+
+    def samples_of_validator(self, validator_hotkey: str, limit: int) -> list[StoredSample]:
+        return self._samples(OF_VALIDATOR, (validator_hotkey, limit))
+
+    def samples_of_miner(self, miner_hotkey: str, limit: int) -> list[StoredSample]:
+        return self._samples(OF_MINER, (miner_hotkey, limit))
+
+    def samples_of_task(
+        self,
+        task_key: str,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> list[StoredSample]:
+        if validator_hotkey is None and miner_hotkey is None:
+            return self._samples(OF_TASK, (task_key,))
+        if miner_hotkey is None:
+            return self._samples(OF_TASK_AND_VALIDATOR, (task_key, validator_hotkey))
+        if validator_hotkey is None:
+            return self._samples(OF_TASK_AND_MINER, (task_key, miner_hotkey))
+        return self._samples(
+            OF_TASK_VALIDATOR_AND_MINER, (task_key, miner_hotkey, validator_hotkey)
+        )
+
+    def latest_sampled_task(self) -> int | None:
+        latest: int | None = self._one("SELECT max(task_id) FROM samples")
+        return latest
+
+    def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
+        for chunk in self._chunks(VOTES, after, through, VOTES_CHUNK_ROWS):
+            yield [VoteRow._make(row) for row in chunk]
+
+    def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
+        for chunk in self._chunks(TEXTS, after, through, TEXTS_CHUNK_ROWS):
+            yield [TextRow._make(row) for row in chunk]
+
+    def submissions_between(self, after: int, through: int) -> Iterator[list[SubmissionRow]]:
+        for chunk in self._chunks(SUBMISSIONS, after, through, SUBMISSIONS_CHUNK_ROWS):
+            yield [SubmissionRow._make(row) for row in chunk]
+
+    def events_between(self, after: int, through: int) -> list[Event]:
+        return [Event._make(row) for row in self._rows(EVENTS, (after, through))]
+
+    def newest_submission_before(self, received_before_ms: int) -> int:
+        rows = self._rows(LAST_SEQ_BEFORE, (received_before_ms,))
+        return rows[0][0] if rows else 0
+
+    def dropped_through(self) -> int:
+        return int(self._one("SELECT dropped_through FROM retention"))
+
+    def outbox_depth(self) -> int:
+        return int(self._one("SELECT count(*) FROM outbox"))
+
+    def close(self) -> None:
+        with self._guard:
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+
+    def _samples(self, sql: str, bindings: tuple[Any, ...]) -> list[StoredSample]:
+        return [StoredSample(*row[:6], bool(row[6]), *row[7:]) for row in self._rows(sql, bindings)]
+
+    def _chunks(
+        self, sql: str, after: int, through: int, rows_max: int
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        while rows := self._rows(sql, (after, through, rows_max)):
+            yield rows
+            after = rows[-1][0]
+
+    def _one(self, sql: str) -> Any:
+        return self._rows(sql, ())[0][0]
+
+    def _rows(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with translated_errors():
+            return self._connection().execute(sql, bindings).fetchall()
+
+    def _connection(self) -> apsw.Connection:
+        connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+            connection.pragma("query_only", True)
+            # A reader never moves WAL pages: commits do, under their lock.
+            connection.pragma("wal_autocheckpoint", 0)
+            self._of_thread.connection = connection
+            with self._guard:
+                self._connections.append(connection)
+        return connection

@@ -1,0 +1,195 @@
+"""The log as a SQLite file: its schema, and how a connection to it is opened.
+
+The database itself refuses what the contract forbids: triggers stop updates and deletes, and seqs
+only grow. `sqlite_reads` asks, `sqlite_log` appends, `sqlite_keeper` checks and drops.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+
+from warehouse.files import fsync_path, locked
+from warehouse.log import LogUnavailableError
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_MS = 5_000
+# Wide rows of about 2 kB waste half of a 4 kB page; see docs/performance.md for the measurement.
+PAGE_BYTES = 8_192
+# The commit that reaches this many WAL pages (32 MiB) also moves them into the file, under the
+# same lock as the commit, so that no two connections ever checkpoint at once.
+WAL_CHECKPOINT_PAGES = 4_096
+
+TABLES = """
+CREATE TABLE submissions (
+    seq INTEGER PRIMARY KEY,
+    received_at_ms INTEGER NOT NULL,
+    hotkey TEXT NOT NULL,
+    scheme INTEGER NOT NULL,
+    timestamp TEXT NOT NULL,
+    nonce TEXT,
+    method TEXT NOT NULL,
+    path TEXT NOT NULL,
+    signature BLOB NOT NULL,
+    body BLOB NOT NULL,
+    sample_count INTEGER NOT NULL,
+    evaluation_signature TEXT,
+    is_evaluation_verified INTEGER
+) STRICT;
+CREATE UNIQUE INDEX submissions_signature ON submissions (signature);
+
+CREATE TABLE samples (
+    seq INTEGER PRIMARY KEY,
+    submission_seq INTEGER NOT NULL,
+    received_at_ms INTEGER NOT NULL,
+    validator_hotkey TEXT NOT NULL,
+    miner_hotkey TEXT NOT NULL,
+    task_id INTEGER,
+    task_key TEXT NOT NULL,
+    passed INTEGER NOT NULL,
+    confidence INTEGER,
+    latency_ms INTEGER
+) STRICT;
+CREATE INDEX samples_version ON samples (task_key, miner_hotkey, validator_hotkey);
+CREATE INDEX samples_validator ON samples (validator_hotkey);
+CREATE INDEX samples_miner ON samples (miner_hotkey);
+CREATE INDEX samples_task ON samples (task_id);
+
+CREATE TABLE sample_texts (
+    seq INTEGER PRIMARY KEY,
+    sample_id TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    s3_bucket TEXT NOT NULL,
+    s3_prefix TEXT NOT NULL,
+    reasoning TEXT,
+    original_artifacts TEXT,
+    generated_artifacts TEXT,
+    presentation_order TEXT,
+    evaluation_signature TEXT
+) STRICT;
+
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY,
+    received_at_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail TEXT,
+    admin_hotkey TEXT NOT NULL
+) STRICT;
+
+-- Signatures that no write may use although no submission has them: those of an admin's GETs, and
+-- of admin writes that were refused.
+CREATE TABLE spent_signatures (
+    signature BLOB PRIMARY KEY,
+    spent_at_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Evaluation results that wait for object storage: the newest submission a task and validator.
+CREATE TABLE outbox (
+    task_id INTEGER NOT NULL,
+    validator_hotkey TEXT NOT NULL,
+    submission_seq INTEGER NOT NULL,
+    queued_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (task_id, validator_hotkey)
+) STRICT, WITHOUT ROWID;
+
+-- One row: samples and their submissions up to here have left for the archive.
+CREATE TABLE retention (dropped_through INTEGER NOT NULL) STRICT;
+INSERT INTO retention VALUES (0);
+CREATE TRIGGER retention_only_grows BEFORE UPDATE ON retention
+WHEN NEW.dropped_through < OLD.dropped_through
+BEGIN SELECT RAISE(ABORT, 'retention never goes backwards'); END;
+CREATE TRIGGER retention_stays BEFORE DELETE ON retention
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+
+# A seq at or below the greatest one would rewrite history, also by INSERT OR REPLACE.
+APPEND_ONLY = """
+CREATE TRIGGER {table}_never_updated BEFORE UPDATE ON {table}
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER {table}_only_grows BEFORE INSERT ON {table}
+WHEN NEW.seq <= (SELECT max(seq) FROM {table})
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+NEVER_DELETED = """
+CREATE TRIGGER events_never_deleted BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+DELETED_ONCE_ARCHIVED = """
+CREATE TRIGGER {table}_deleted_once_archived BEFORE DELETE ON {table}
+WHEN OLD.seq > (SELECT dropped_through FROM retention)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+# The evidence of an admin's act stays as long as its event.
+ADMIN_SUBMISSIONS_STAY = """
+CREATE TRIGGER admin_submissions_never_deleted BEFORE DELETE ON submissions
+WHEN OLD.sample_count = 0
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+
+
+def schema_statements() -> str:
+    """Return everything that makes an empty database a log."""
+    archived = ("submissions", "samples", "sample_texts")
+    return "".join(
+        [
+            TABLES,
+            *(APPEND_ONLY.format(table=table) for table in (*archived, "events")),
+            *(DELETED_ONCE_ARCHIVED.format(table=table) for table in archived),
+            NEVER_DELETED,
+            ADMIN_SUBMISSIONS_STAY,
+            f"PRAGMA user_version = {SCHEMA_VERSION};",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise the database's errors as `LogUnavailableError`, with what SQLite said."""
+    try:
+        yield
+    except (apsw.Error, OSError) as error:
+        raise LogUnavailableError(f"the log does not answer: {error}") from error
+
+
+def lock_path(path: Path) -> Path:
+    """Return the file whose lock every commit and checkpoint of this log holds."""
+    return path.with_name(path.name + ".lock")
+
+
+def create_log(path: Path, lock_seconds_max: float) -> None:
+    """Create the log at `path` unless it is there; several processes may call this at once.
+
+    Raises `LogUnavailableError` when the file cannot be made or has another version's schema.
+    """
+    with translated_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock_path(path), lock_seconds_max):
+            connection = connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+            try:
+                version = connection.pragma("user_version")
+                if version == 0:
+                    connection.pragma("page_size", PAGE_BYTES)
+                    connection.pragma("journal_mode", "wal")
+                    with connection:
+                        connection.execute(schema_statements())
+                    fsync_path(path.parent)
+                elif version != SCHEMA_VERSION:
+                    raise LogUnavailableError(
+                        f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}"
+                    )
+            finally:
+                connection.close()
+
+
+def connect(path: Path, flags: int) -> apsw.Connection:
+    """Open one connection with the settings that durability and append-only depend on."""
+    connection = apsw.Connection(str(path), flags=flags)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    # FULL: a commit returns after its WAL frames are on the disk.
+    connection.pragma("synchronous", "full")
+    # Otherwise INSERT OR REPLACE would delete without asking the triggers.
+    connection.pragma("recursive_triggers", True)
+    connection.pragma("wal_autocheckpoint", WAL_CHECKPOINT_PAGES)
+    return connection
