@@ -1,0 +1,113 @@
+"""Scores: who judged whom how often, the window of tasks that counts, and miners' figures in it.
+
+Pure: frames in, frames out. Thresholds are compared as integers; floats are only for display.
+"""
+
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipelines.frames import conform
+from pipelines.settings import Parameters
+from warehouse.tables import MINER_SCORES, SCORES
+
+
+@dataclass(frozen=True)
+class Window:
+    """The task ids `first` to `last`, both included, of which `size` are wanted."""
+
+    first: int
+    last: int
+    size: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether history is long enough for anybody to be eligible."""
+        return self.last >= self.size
+
+
+def scoring_window(
+    votes: pl.DataFrame, latest_task_id: int | None, parameters: Parameters
+) -> Window | None:
+    """Return the window that ends at the greatest task with a vote of a registered validator.
+
+    Tasks above the latest announced one are passed over (none announced: no bound), and so are
+    those that only departed validators saw. None when no vote is left.
+    """
+    counting = votes.lazy().filter("is_registered")
+    if latest_task_id is not None:
+        counting = counting.filter(pl.col("task_id") <= latest_task_id)
+    last = counting.select(pl.col("task_id").max()).collect().item()
+    if last is None:
+        return None
+    size = parameters.task_window
+    return Window(first=max(1, last - size + 1), last=last, size=size)
+
+
+def scores(
+    archived_votes: pl.DataFrame, validators: pl.DataFrame, miners: pl.DataFrame
+) -> pl.DataFrame:
+    """Return the score entries: the `SCORES` table.
+
+    Current samples of registered validators about valid miners, all history; legacy samples
+    without a task count here as well.
+    """
+    registered = validators.filter("is_registered")["hotkey"]
+    valid = miners.filter("is_valid")["hotkey"]
+    entries = (
+        archived_votes.lazy()
+        .filter(
+            pl.col("validator_hotkey").is_in(registered.implode()),
+            pl.col("miner_hotkey").is_in(valid.implode()),
+        )
+        .group_by("validator_hotkey", "miner_hotkey")
+        .agg(
+            total_samples=pl.len(),
+            total_passed=pl.col("is_passed").sum(),
+            updated_at_ms=pl.col("received_at_ms").max(),
+        )
+        .with_columns(score=pl.col("total_passed") / pl.col("total_samples"))
+        .collect()
+    )
+    return conform(entries, SCORES)
+
+
+def miner_scores(
+    verdicts: pl.DataFrame,
+    scores: pl.DataFrame,
+    miners: pl.DataFrame,
+    window: Window | None,
+    parameters: Parameters,
+) -> pl.DataFrame:
+    """Return the window figures of every valid miner: the `MINER_SCORES` table.
+
+    Nobody is eligible without a complete window.
+    """
+    first, last = (window.first, window.last) if window else (1, 0)
+    in_window = (
+        verdicts.filter(pl.col("task_id").is_between(first, last))
+        .group_by("miner_hotkey")
+        .agg(tasks_evaluated=pl.len(), passed_count=pl.col("is_passed").sum())
+    )
+    entries = scores.group_by("miner_hotkey").agg(validator_count=pl.len())
+    # The least whole number of tasks that reaches the threshold, so that the comparison is exact
+    # whatever the threshold's denominator.
+    tasks_min = math.ceil(parameters.completeness_threshold * parameters.task_window)
+    is_complete = window is not None and window.is_complete
+    evaluated = pl.col("tasks_evaluated")
+    figures = (
+        miners.filter("is_valid")
+        .select(miner_hotkey="hotkey")
+        .join(in_window, on="miner_hotkey", how="left")
+        .join(entries, on="miner_hotkey", how="left")
+        .with_columns(pl.col("tasks_evaluated", "passed_count", "validator_count").fill_null(0))
+        .with_columns(
+            pass_rate=pl.when(evaluated > 0)
+            .then(pl.col("passed_count") / evaluated)
+            .otherwise(0.0),
+            completeness=evaluated / parameters.task_window,
+            is_eligible=pl.lit(is_complete) & (evaluated >= tasks_min),
+        )
+    )
+    return conform(figures, MINER_SCORES)
