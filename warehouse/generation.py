@@ -1,14 +1,47 @@
-"""Generations: immutable DuckDB files, and the pointer that says which one is current.
+"""Generations: immutable DuckDB files with all tables of one run, and the pointer to the newest.
 
-Interface only at this commit; the bodies follow.
+A generation is built under a temporary name, made durable, and given a name that was never used
+before; only then the pointer is replaced. A reader sees all tables of one run or all of another,
+and an analyst who keeps an old one open is never disturbed. A crash before the pointer's rename
+leaves the old generation in force, and a file that `retain` removes later.
+
+Why names are never reused: DuckDB caches an open database by its path, so a file that is renamed
+over an open one silently serves old data.
 """
 
-from dataclasses import dataclass
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.csv
 
+from warehouse.files import locked, replace_durably, temporary_beside, write_durably
 from warehouse.settings import WarehouseSettings
+from warehouse.tables import COMPUTED_TABLES, GENERATION, Table
+
+SUFFIX = ".duckdb"
+NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
+READER_MEMORY = "128MB"
+# A leftover of a crashed run is not touched while its writer may still be at work.
+LEFTOVER_AGE_SECONDS_MIN = 3_600
+HOUR_MS = 3_600_000
+
+
+class GenerationError(Exception):
+    """A generation cannot be published or read; the message says which and why."""
+
+
+class StaleRunError(GenerationError):
+    """A newer generation was published while this run computed; it publishes nothing."""
 
 
 @dataclass(frozen=True)
@@ -18,30 +51,249 @@ class Generation:
     snapshot_id: str
     path: Path
 
+    @property
+    def computed_at_ms(self) -> int:
+        """The instant in its name, in UTC milliseconds."""
+        stamp = self.snapshot_id.split("-")[0]
+        seconds = datetime.strptime(stamp[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+        return int(seconds) * 1000 + int(stamp[15:18])
+
+
+@dataclass(frozen=True)
+class ArchiveFiles:
+    """The archive's files as of one generation: what its `samples` view reads."""
+
+    votes: Sequence[Path] = field(default_factory=tuple)
+    texts: Sequence[Path] = field(default_factory=tuple)
+
 
 class Generations:
-    """The generations of one warehouse directory."""
+    """The generations of one warehouse directory. Reads and writes files only when asked to."""
 
     def __init__(self, settings: WarehouseSettings) -> None:
         self.settings = settings
+        self.directory = settings.warehouse_path / "generations"
+        self.pointer = settings.warehouse_path / "current.json"
+        self.stable_name = settings.warehouse_path / f"current{SUFFIX}"
 
     def current(self) -> Generation | None:
-        """Return what the pointer names, None before the first publication."""
-        raise NotImplementedError
+        """Return what the pointer names, None before the first publication.
+
+        Raises `GenerationError` when the pointer is there but cannot be read.
+        """
+        try:
+            content = self.pointer.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise GenerationError(f"the pointer {self.pointer} cannot be read: {error}") from error
+        try:
+            snapshot_id = json.loads(content)["snapshot_id"]
+            is_name = NAME.fullmatch(snapshot_id) is not None
+        except (ValueError, KeyError, TypeError):
+            is_name = False
+        if not is_name:
+            raise GenerationError(f"the pointer {self.pointer} names no generation")
+        return self._generation(snapshot_id)
 
     def kept(self) -> list[Generation]:
         """Return the generations that are still there, newest first."""
-        raise NotImplementedError
+        names = (path.name.removesuffix(SUFFIX) for path in self.directory.glob(f"*{SUFFIX}"))
+        return [
+            self._generation(name) for name in sorted(names, reverse=True) if NAME.fullmatch(name)
+        ]
 
     def find(self, snapshot_id: str) -> Generation | None:
         """Return a kept generation by its name."""
-        raise NotImplementedError
+        if not NAME.fullmatch(snapshot_id):
+            return None
+        generation = self._generation(snapshot_id)
+        return generation if generation.path.exists() else None
 
     def at(self, instant_ms: int) -> Generation | None:
         """Return the newest kept generation that was computed at or before an instant."""
-        raise NotImplementedError
+        return next(
+            (generation for generation in self.kept() if generation.computed_at_ms <= instant_ms),
+            None,
+        )
+
+    def publish(
+        self,
+        tables: Mapping[str, pa.Table],
+        info: Mapping[str, object],
+        archive: ArchiveFiles | None = None,
+    ) -> Generation:
+        """Build a generation from all computed tables and make it the current one.
+
+        `info` has the columns of `tables.GENERATION` but snapshot_id, computed_at_ms and
+        tables_sha256, which are made here. On return every reader that looks finds the new
+        generation, also after a power cut. Raises `StaleRunError` when the current generation
+        counts more of the log, `GenerationError` when tables are missing or do not fit.
+        """
+        ordered = [(table, _fitting(tables, table)) for table in COMPUTED_TABLES]
+        digest = tables_sha256(ordered)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = self.settings.warehouse_path / "publish.lock"
+        with locked(lock, self.settings.publish_lock_seconds_max):
+            newest = self._refuse_stale(int(str(info["watermark"])))
+            computed_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
+            instant = datetime.fromtimestamp(computed_at_ms // 1000, UTC)
+            generation = self._generation(
+                f"{instant:%Y%m%dT%H%M%S}{computed_at_ms % 1000:03d}Z-{digest[:8]}"
+            )
+            row = {
+                **info,
+                "snapshot_id": generation.snapshot_id,
+                "computed_at_ms": computed_at_ms,
+                "tables_sha256": digest,
+            }
+            info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
+            archive = archive or ArchiveFiles()
+            self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
+            self._point_to(generation, archive)
+        return generation
+
+    def retain(self) -> tuple[int, set[Path]]:
+        """Remove generations past their time; return how many, and the archive files still named.
+
+        Kept: the current one, the newest `generations_kept`, and the last of every hour for
+        `generations_hourly_days`.
+        """
+        current, kept = self.current(), self.kept()
+        horizon_ms = (
+            time.time_ns() // 1_000_000 - self.settings.generations_hourly_days * 86_400_000
+        )
+        keep = {generation.snapshot_id for generation in kept[: self.settings.generations_kept]}
+        if current:
+            keep.add(current.snapshot_id)
+        hours: set[int] = set()
+        for generation in kept:
+            hour = generation.computed_at_ms // HOUR_MS
+            if generation.computed_at_ms >= horizon_ms and hour not in hours:
+                hours.add(hour)
+                keep.add(generation.snapshot_id)
+        named: set[Path] = set()
+        for generation in kept:
+            files = generation.path.with_suffix(".json")
+            if generation.snapshot_id in keep:
+                named.update(Path(name) for name in _archive_files_of(files))
+            else:
+                generation.path.unlink(missing_ok=True)
+                files.unlink(missing_ok=True)
+        self._remove_leftovers()
+        return sum(generation.snapshot_id not in keep for generation in kept), named
+
+    def _generation(self, snapshot_id: str) -> Generation:
+        return Generation(snapshot_id, self.directory / f"{snapshot_id}{SUFFIX}")
+
+    def _refuse_stale(self, watermark: int) -> int:
+        """Return when the current generation was computed, 0 without one."""
+        current = self.current()
+        if current is None:
+            return 0
+        with open_generation(current) as connection:
+            rows = connection.execute("SELECT watermark FROM generation").fetchall()
+        if rows[0][0] > watermark:
+            raise StaleRunError(
+                f"generation {current.snapshot_id} counts the log up to {rows[0][0]}, "
+                f"this run only up to {watermark}"
+            )
+        return current.computed_at_ms
+
+    def _build(
+        self, path: Path, tables: Iterable[tuple[Table, pa.Table]], archive: ArchiveFiles
+    ) -> None:
+        temporary = temporary_beside(path)
+        try:
+            with duckdb.connect(str(temporary)) as connection:
+                for declared, rows in tables:
+                    connection.execute(declared.duckdb_ddl())
+                    connection.register("incoming", rows)
+                    connection.table("incoming").insert_into(declared.name)
+                    connection.unregister("incoming")
+                connection.execute(samples_view(archive))
+            replace_durably(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _point_to(self, generation: Generation, archive: ArchiveFiles) -> None:
+        files = [str(path) for path in (*archive.votes, *archive.texts)]
+        write_durably(generation.path.with_suffix(".json"), json.dumps(files).encode())
+        pointed = {"snapshot_id": generation.snapshot_id}
+        # From this rename on the new generation is the current one, whatever crashes.
+        write_durably(self.pointer, json.dumps(pointed).encode())
+        temporary = temporary_beside(self.stable_name)
+        temporary.symlink_to(os.path.relpath(generation.path, self.stable_name.parent))
+        temporary.replace(self.stable_name)
+
+    def _remove_leftovers(self) -> None:
+        for path in self.directory.glob(".*.tmp*"):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
+                path.unlink(missing_ok=True)
 
 
 def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
-    """Open a generation read-only."""
-    raise NotImplementedError
+    """Open a generation read-only, with one thread and little memory. The caller closes it.
+
+    Raises `GenerationError` when the file is gone or is no database.
+    """
+    try:
+        return duckdb.connect(
+            str(generation.path),
+            read_only=True,
+            config={"threads": 1, "memory_limit": READER_MEMORY},
+        )
+    except duckdb.Error as error:
+        raise GenerationError(f"{generation.path} cannot be opened: {error}") from error
+
+
+def tables_sha256(tables: Iterable[tuple[Table, pa.Table]]) -> str:
+    """Return the digest that says whether two generations hold the same rows.
+
+    SHA-256 over the tables in order of name, each as its name, a newline and its rows as CSV
+    (header first, strings quoted, rows in the table's declared order).
+    """
+    digest = hashlib.sha256()
+    for declared, rows in sorted(tables, key=lambda pair: pair[0].name):
+        buffer = io.BytesIO()
+        pyarrow.csv.write_csv(rows, buffer)
+        digest.update(declared.name.encode() + b"\n" + buffer.getvalue())
+    return digest.hexdigest()
+
+
+def samples_view(archive: ArchiveFiles) -> str:
+    """Return the statement that makes the archive readable as one table, `samples`.
+
+    The paths are absolute, so the view works from any working directory.
+    """
+    if not archive.votes:
+        return "CREATE VIEW samples AS SELECT NULL::BIGINT AS seq WHERE false"
+    votes = f"read_parquet({_sql_list(archive.votes)})"
+    if not archive.texts:
+        return f"CREATE VIEW samples AS SELECT * FROM {votes}"  # noqa: S608  (our own file names)
+    texts = f"read_parquet({_sql_list(archive.texts)})"
+    return (
+        f"CREATE VIEW samples AS SELECT * FROM {votes} AS votes "  # noqa: S608  (our own file names)
+        f"LEFT JOIN {texts} AS texts USING (seq)"
+    )
+
+
+def _sql_list(paths: Sequence[Path]) -> str:
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _fitting(tables: Mapping[str, pa.Table], declared: Table) -> pa.Table:
+    if declared.name not in tables:
+        raise GenerationError(f"the table {declared.name} is missing")
+    try:
+        return tables[declared.name].select(declared.names).cast(declared.arrow_schema())
+    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+        raise GenerationError(f"{declared.name} does not fit its declaration: {error}") from error
+
+
+def _archive_files_of(sidecar: Path) -> list[str]:
+    try:
+        names: list[str] = json.loads(sidecar.read_bytes())
+    except FileNotFoundError:
+        return []
+    return names

@@ -203,7 +203,10 @@ class SqliteReader:
             connection.close()
 
     def _samples(self, sql: str, bindings: tuple[Any, ...]) -> list[StoredSample]:
-        return [StoredSample(*row[:6], bool(row[6]), *row[7:]) for row in self._rows(sql, bindings)]
+        return [
+            StoredSample._make([*row[:6], bool(row[6]), *row[7:]])
+            for row in self._rows(sql, bindings)
+        ]
 
     def _chunks(
         self, sql: str, after: int, through: int, rows_max: int

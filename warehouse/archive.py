@@ -1,0 +1,183 @@
+"""The archive: Parquet files of samples and submissions, and the manifest that names them.
+
+Votes, the narrow part, are partitioned by task range and hold the newest version of every sample:
+it is resolved once, at export, since resolving it in every query costs five to ten times the query.
+Texts, the wide part, are written once and joined by seq. Submissions are the signed evidence. A
+file is immutable; the manifest is replaced atomically and is the only truth about which files
+count. `export` moves records here.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from uuid import uuid4
+
+import polars as pl
+
+from warehouse.files import locked, replace_durably, temporary_beside, write_durably
+from warehouse.generation import ArchiveFiles
+from warehouse.settings import WarehouseSettings
+from warehouse.tables import ARCHIVED_VOTES, Kind, Table
+
+UNTASKED = "untasked"
+COMPRESSION_LEVEL = 3
+# A file that no manifest names may belong to an export that is about to name it.
+UNNAMED_AGE_SECONDS_MIN = 3_600
+POLARS_TYPES: dict[Kind, type[pl.DataType]] = {
+    Kind.INT: pl.Int64,
+    Kind.FLOAT: pl.Float64,
+    Kind.BOOL: pl.Boolean,
+    Kind.TEXT: pl.String,
+}
+
+
+class ArchiveError(Exception):
+    """The archive is not what the log says it must be; the message says how."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of records with first_seq <= seq <= last_seq. `file` is relative to the archive."""
+
+    file: str
+    first_seq: int
+    last_seq: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which files count, and up to where the log is in them.
+
+    `votes` maps a partition to its file; `current_samples` counts their rows. `watermark`,
+    `texts_watermark` and `submissions_watermark` are seqs.
+    """
+
+    tasks_per_partition: int
+    watermark: int = 0
+    current_samples: int = 0
+    votes: dict[str, Part] = field(default_factory=dict)
+    texts_watermark: int = 0
+    texts: tuple[Part, ...] = ()
+    submissions_watermark: int = 0
+    submissions: tuple[Part, ...] = ()
+
+    def partition(self, task_id: int | None) -> str:
+        """Return the name of the partition that a task belongs to."""
+        return UNTASKED if task_id is None else str(task_id // self.tasks_per_partition)
+
+
+class Archive:
+    """The archive of one warehouse directory."""
+
+    def __init__(self, settings: WarehouseSettings) -> None:
+        self.settings = settings
+        self.directory = settings.warehouse_path / "archive"
+        self._manifest_path = self.directory / "manifest.json"
+
+    def manifest(self) -> Manifest:
+        """Return the manifest, an empty one before the first export.
+
+        Raises `ArchiveError` when it is there and cannot be read: an unreadable archive is not
+        an empty one.
+        """
+        try:
+            content = json.loads(self._manifest_path.read_bytes())
+            return Manifest(
+                **{
+                    **content,
+                    "votes": {name: Part(**part) for name, part in content["votes"].items()},
+                    "texts": tuple(Part(**part) for part in content["texts"]),
+                    "submissions": tuple(Part(**part) for part in content["submissions"]),
+                }
+            )
+        except FileNotFoundError:
+            return Manifest(self.settings.archive_tasks_per_partition)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(f"{self._manifest_path} cannot be read: {error}") from error
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the right to change the manifest; everybody who replaces it holds this."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked(self.directory / "archive.lock", self.settings.publish_lock_seconds_max):
+            yield
+
+    def replace_manifest(self, manifest: Manifest) -> None:
+        """Make `manifest` the truth, durably. Only inside `changing()`."""
+        write_durably(self._manifest_path, json.dumps(asdict(manifest), indent=1).encode())
+
+    def write(self, folder: str, name: str, rows: pl.DataFrame) -> Part:
+        """Write rows with a `seq` column to a new immutable file; durable on return."""
+        file = Path(folder) / f"{name}-{uuid4().hex[:8]}.parquet"
+        path = self.directory / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            rows.write_parquet(temporary, compression="zstd", compression_level=COMPRESSION_LEVEL)
+            replace_durably(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        seqs = rows["seq"]
+        return Part(str(file), int(seqs.min() or 0), int(seqs.max() or 0), rows.height)  # type: ignore[arg-type]
+
+    def read(self, part: Part) -> pl.DataFrame:
+        """Read one file; raises `ArchiveError` when it is gone or does not hold what it should."""
+        try:
+            rows = pl.read_parquet(self.directory / part.file, memory_map=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ArchiveError(f"{part.file} cannot be read: {error}") from error
+        if rows.height != part.rows:
+            raise ArchiveError(f"{part.file} has {rows.height} rows, not {part.rows}")
+        return rows
+
+    def seqs(self, part: Part) -> pl.DataFrame:
+        """Read the `seq` column of one file."""
+        return pl.scan_parquet(self.directory / part.file).select("seq").collect()
+
+    def votes(self, manifest: Manifest) -> pl.DataFrame:
+        """Return all current samples' narrow part, in the columns of `ARCHIVED_VOTES`."""
+        parts = [self.read(part) for part in manifest.votes.values()]
+        return pl.concat(parts) if parts else empty(ARCHIVED_VOTES)
+
+    def files(self, manifest: Manifest) -> ArchiveFiles:
+        """Return the files that a generation's `samples` view reads."""
+        return ArchiveFiles(
+            tuple(self.directory / part.file for part in manifest.votes.values()),
+            tuple(self.directory / part.file for part in manifest.texts),
+        )
+
+    def remove_unnamed(self, named: set[Path]) -> int:
+        """Remove files that neither the manifest nor `named` holds on to; return how many."""
+        with self.changing():
+            manifest = self.manifest()
+            files = self.files(manifest)
+            keep = named | {*files.votes, *files.texts}
+            keep |= {self.directory / part.file for part in manifest.submissions}
+            unnamed = [
+                path
+                for path in self.directory.rglob("*.parquet*")
+                if path not in keep and time.time() - path.stat().st_mtime > UNNAMED_AGE_SECONDS_MIN
+            ]
+            for path in unnamed:
+                path.unlink(missing_ok=True)
+        return len(unnamed)
+
+
+def empty(table: Table) -> pl.DataFrame:
+    """Return the table without rows."""
+    return pl.DataFrame(schema={c.name: POLARS_TYPES[c.kind] for c in table.columns})
+
+
+def with_vote_parts(manifest: Manifest, parts: dict[str, Part], watermark: int) -> Manifest:
+    """Return the manifest after an export that wrote `parts` anew."""
+    votes = {**manifest.votes, **parts}
+    return replace(
+        manifest,
+        votes=votes,
+        watermark=watermark,
+        current_samples=sum(part.rows for part in votes.values()),
+    )

@@ -1,0 +1,56 @@
+"""The evaluation payload: what a validator signs about its own judgements, beside the request.
+
+The request's signature proves who sent it; this one goes out with the published results, so that
+anybody can check them without having seen the request. The uploader and the client build the same
+entries from here. Nothing is stored or sent from here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from warehouse.hotkeys import parse_signature, verify
+from warehouse.records import Evaluation, Sample
+
+
+def evaluation_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one sample's entry; fields that `sample` lacks are null.
+
+    `sample` has the names of a submission: `miner_hotkey`, `passed`, `confidence` and so on.
+    """
+    is_passed = bool(sample["passed"])
+    return {
+        "hotkey": sample["miner_hotkey"],
+        "passed": is_passed,
+        "status": "passed" if is_passed else "failed",
+        "confidence": sample.get("confidence"),
+        "reasoning": sample.get("reasoning"),
+        "latency_ms": sample.get("latency_ms"),
+        "original_artifacts": sample.get("original_artifacts"),
+        "generated_artifacts": sample.get("generated_artifacts"),
+        "presentation_order": sample.get("presentation_order"),
+    }
+
+
+def evaluation_entries(samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    """Return the entries of stored samples, in their order."""
+    return [evaluation_entry(sample._asdict()) for sample in samples]
+
+
+def evaluation_payload(entries: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the 32 bytes that are signed: the SHA-256 of the entries as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(list(entries), sort_keys=True).encode()).digest()
+
+
+def evaluation(hotkey: str, signature: str, samples: Iterable[Sample]) -> Evaluation:
+    """Return the signature as given, and whether `hotkey` signed these samples with it.
+
+    A text that is no signature is kept like one that does not verify: it is what was said.
+    """
+    try:
+        signed = parse_signature(signature)
+    except ValueError:
+        return Evaluation(signature, is_verified=False)
+    payload = evaluation_payload(evaluation_entries(samples))
+    return Evaluation(signature, is_verified=verify(hotkey, signed, payload))

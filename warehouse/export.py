@@ -1,0 +1,267 @@
+"""From the log into the archive: export, compaction, and the proof that allows the log to forget.
+
+Every step is idempotent and leaves the archive valid at each moment: new files first, then the
+manifest, in one rename. A crash in between leaves files that nobody names; `Archive.remove_unnamed`
+finds them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from warehouse.archive import (
+    UNTASKED,
+    Archive,
+    ArchiveError,
+    Manifest,
+    Part,
+    empty,
+    with_vote_parts,
+)
+from warehouse.log import LogReader, SubmissionRow, VoteRow
+from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, Table
+
+VERSION_KEY = list(ARCHIVED_VOTES.key)
+SUBMISSION_SCHEMA = pl.Schema(
+    {
+        "seq": pl.Int64,
+        "received_at_ms": pl.Int64,
+        "hotkey": pl.String,
+        "scheme": pl.Int64,
+        "timestamp": pl.String,
+        "nonce": pl.String,
+        "method": pl.String,
+        "path": pl.String,
+        "signature": pl.Binary,
+        "body": pl.Binary,
+        "sample_count": pl.Int64,
+        "evaluation_signature": pl.String,
+        "is_evaluation_verified": pl.Boolean,
+    }
+)
+COMPACT_PART_ROWS = 250_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What one export of votes did."""
+
+    manifest: Manifest
+    new_rows: int
+    partitions: int
+
+
+def export_votes(archive: Archive, log: LogReader, through: int) -> Exported:
+    """Bring the archive's votes up to seq `through`; on return manifest and files are durable.
+
+    Costs the new rows and the partitions that they touch. Raises `ArchiveError` when log and
+    archive do not belong together.
+    """
+    with archive.changing():
+        manifest = archive.manifest()
+        if manifest.watermark < log.dropped_through():
+            raise ArchiveError(
+                f"the archive ends at seq {manifest.watermark}, but the log begins only after "
+                f"{log.dropped_through()}: restore the archive"
+            )
+        if manifest.watermark > log.head():
+            raise ArchiveError(
+                f"the archive counts seq {manifest.watermark}, but the log ends at {log.head()}: "
+                "it is another or an older log"
+            )
+        if manifest.watermark >= through:
+            return Exported(manifest, 0, 0)
+        incoming = _vote_rows(log.votes_between(manifest.watermark, through))
+        partition = (pl.col("task_id") // manifest.tasks_per_partition).cast(pl.String)
+        parts: dict[str, Part] = {}
+        for (name,), rows in incoming.group_by(
+            partition.fill_null(UNTASKED).alias("partition"), maintain_order=True
+        ):
+            old = manifest.votes.get(str(name))
+            merged = newest_versions([archive.read(old), rows] if old else [rows])
+            parts[str(name)] = archive.write(f"votes/{name}", f"{through:012d}", merged)
+        manifest = with_vote_parts(manifest, parts, through)
+        archive.replace_manifest(manifest)
+    return Exported(manifest, incoming.height, len(parts))
+
+
+def newest_versions(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Return the newest version of each sample, in the order of `ARCHIVED_VOTES`."""
+    rows = pl.concat(frames).sort("seq")
+    return rows.unique(subset=VERSION_KEY, keep="last").sort(
+        [name for name, _ in ARCHIVED_VOTES.order]
+    )
+
+
+def export_texts(archive: Archive, log: LogReader, through: int, rows_max: int) -> int:
+    """Append texts up to seq `through`, about `rows_max` rows at most; return how many.
+
+    Bounded, because texts are a hundred times the bytes of votes and no weight waits for them.
+    """
+    with archive.changing():
+        manifest = archive.manifest()
+        taken: list[pl.DataFrame] = []
+        rows = 0
+        for chunk in log.texts_between(manifest.texts_watermark, through):
+            taken.append(_frame(chunk, ARCHIVED_TEXTS))
+            rows += len(chunk)
+            if rows >= rows_max:
+                break
+        if not taken:
+            return 0
+        texts = pl.concat(taken)
+        last_seq = int(texts["seq"][-1])
+        part = archive.write("texts", f"{last_seq:012d}", texts)
+        archive.replace_manifest(
+            replace(manifest, texts=(*manifest.texts, part), texts_watermark=last_seq)
+        )
+    return rows
+
+
+def compact_texts(archive: Archive) -> int:
+    """Merge runs of small text files into large ones; return how many files were merged.
+
+    Texts of superseded samples go: what a validator once said stays in the submissions.
+    """
+    with archive.changing():
+        manifest = archive.manifest()
+        current = archive.votes(manifest).select("seq")
+        compacted: list[Part] = []
+        merged = 0
+        for run in _runs(manifest.texts):
+            if len(run) == 1:
+                compacted += run
+                continue
+            texts = pl.concat([archive.read(part) for part in run])
+            # Versions newer than the votes' watermark cannot be told current or not yet.
+            is_kept = pl.col("seq") > manifest.watermark
+            texts = pl.concat(
+                [texts.join(current, on="seq", how="semi"), texts.filter(is_kept)]
+            ).sort("seq")
+            compacted.append(archive.write("texts", f"{run[-1].last_seq:012d}", texts))
+            merged += len(run)
+        if merged:
+            archive.replace_manifest(replace(manifest, texts=tuple(compacted)))
+    return merged
+
+
+def export_submissions(archive: Archive, log: LogReader, through: int) -> int:
+    """Append all signed submissions up to seq `through` to the archive; return how many."""
+    exported = 0
+    with archive.changing():
+        manifest = archive.manifest()
+        for chunk in log.submissions_between(manifest.submissions_watermark, through):
+            rows = _submission_rows(chunk)
+            last_seq = chunk[-1].seq + max(chunk[-1].sample_count, 1)
+            part = archive.write("submissions", f"{last_seq:012d}", rows)
+            manifest = replace(
+                manifest,
+                submissions=(*manifest.submissions, part),
+                submissions_watermark=last_seq,
+            )
+            archive.replace_manifest(manifest)
+            exported += len(chunk)
+    return exported
+
+
+def differences(archive: Archive, log: LogReader, through: int) -> list[str]:
+    """Compare log and archive record by record up to seq `through`; say what is not the same.
+
+    An empty list is the proof that `LogKeeper.drop_through(through)` loses nothing.
+    """
+    manifest = archive.manifest()
+    for name, watermark in (
+        ("votes", manifest.watermark),
+        ("texts", manifest.texts_watermark),
+        ("submissions", manifest.submissions_watermark),
+    ):
+        if watermark < through and name != "texts":
+            return [f"the archive's {name} end at seq {watermark}, before {through}"]
+    found: list[str] = []
+    votes = archive.votes(manifest)
+    dropped = log.dropped_through()
+    # Their presence is enough: the texts themselves are in the submissions, compared byte by byte.
+    texts = [p for p in manifest.texts if dropped < p.last_seq and p.first_seq <= through]
+    archived_texts = pl.concat(
+        [empty(ARCHIVED_TEXTS).select("seq"), *(archive.seqs(part) for part in texts)]
+    )
+    for chunk in log.votes_between(dropped, through):
+        rows = _frame(chunk, ARCHIVED_VOTES)
+        joined = rows.join(votes, on=VERSION_KEY, how="left", suffix="_archived")
+        lost = joined.filter(
+            pl.col("seq_archived").is_null() | (pl.col("seq_archived") < pl.col("seq"))
+        )
+        found += [f"sample {seq} is not in the archive" for seq in lost["seq"]]
+        same = rows.join(votes, on="seq", how="semi")
+        changed = same.join(votes, on=ARCHIVED_VOTES.names, how="anti", nulls_equal=True)
+        found += [f"sample {seq} differs in the archive" for seq in changed["seq"]]
+        current = same.select("seq")
+        no_text = current.join(archived_texts, on="seq", how="anti")
+        found += [f"the texts of sample {seq} are not in the archive" for seq in no_text["seq"]]
+    return found + _submission_differences(archive, log, manifest, through)
+
+
+def _submission_differences(
+    archive: Archive, log: LogReader, manifest: Manifest, through: int
+) -> list[str]:
+    found: list[str] = []
+    parts = {part.first_seq: part for part in manifest.submissions}
+    starts = sorted(parts)
+    archived = empty(ARCHIVED_TEXTS).select("seq")
+    for chunk in log.submissions_between(log.dropped_through(), through):
+        rows = _submission_rows(chunk)
+        reads = [
+            archive.read(parts[start])
+            for start in starts
+            if start <= chunk[-1].seq and parts[start].last_seq >= chunk[0].seq
+        ]
+        if not reads:
+            return [*found, f"submission {chunk[0].seq} is not in the archive"]
+        archived = pl.concat(reads)
+        lost = rows.join(archived, on=list(SUBMISSION_SCHEMA), how="anti", nulls_equal=True)
+        found += [f"submission {seq} is not in the archive as it arrived" for seq in lost["seq"]]
+    return found
+
+
+def _runs(parts: Iterable[Part]) -> list[list[Part]]:
+    """Group neighbouring parts so that each group has about `COMPACT_PART_ROWS` rows."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        if runs and sum(p.rows for p in runs[-1]) + part.rows <= COMPACT_PART_ROWS:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
+
+
+def _vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:
+    frames = [_frame(chunk, ARCHIVED_VOTES) for chunk in chunks]
+    return pl.concat(frames) if frames else empty(ARCHIVED_VOTES)
+
+
+def _submission_rows(chunk: Sequence[SubmissionRow]) -> pl.DataFrame:
+    columns = zip(*chunk, strict=True)
+    return pl.DataFrame(
+        {
+            name: [bool(value) if value is not None else None for value in column]
+            if dtype == pl.Boolean
+            else pl.Series(column, dtype=dtype)
+            for (name, dtype), column in zip(SUBMISSION_SCHEMA.items(), columns, strict=True)
+        },
+        schema=SUBMISSION_SCHEMA,
+    )
+
+
+def _frame(chunk: Sequence[tuple[object, ...]], table: Table) -> pl.DataFrame:
+    """Turn rows of the log into a frame; by columns, which is several times as fast as by rows."""
+    columns = zip(*chunk, strict=True)
+    frame = empty(table)
+    return pl.DataFrame(
+        [
+            pl.Series(name, column, dtype=pl.Int64).cast(pl.Boolean)
+            if dtype == pl.Boolean
+            else pl.Series(name, column, dtype=dtype)
+            for (name, dtype), column in zip(frame.schema.items(), columns, strict=True)
+        ]
+    )

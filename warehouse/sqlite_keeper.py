@@ -1,0 +1,134 @@
+"""Keeping the SQLite log: the check of all of it, and the one exception to append-only."""
+
+import itertools
+from collections.abc import Callable
+
+import apsw
+import zstandard
+
+from warehouse.files import locked
+from warehouse.hotkeys import signed_message, verify
+from warehouse.log import RefusedError
+from warehouse.sqlite_reads import SqliteReader
+from warehouse.sqlite_schema import connect, lock_path, translated_errors
+
+# Records that leave in one transaction, so that no append waits long for its turn.
+DROP_CHUNK_SEQS = 20_000
+
+RAISE_FLOOR = "UPDATE retention SET dropped_through = ? WHERE dropped_through < ?"
+DROPS = (
+    "DELETE FROM samples WHERE seq <= ?",
+    "DELETE FROM sample_texts WHERE seq <= ?",
+    "DELETE FROM submissions WHERE seq <= ? AND sample_count > 0",
+)
+COUNT_ABOVE = """
+    SELECT (SELECT count(*) FROM submissions WHERE seq > ?1)
+        + (SELECT count(*) FROM samples WHERE seq > ?1)
+        + (SELECT count(*) FROM events WHERE seq > ?1)
+"""
+SEQS_IN_TWO_TABLES = """
+    SELECT seq FROM submissions WHERE seq IN (SELECT seq FROM samples)
+    UNION ALL SELECT seq FROM submissions WHERE seq IN (SELECT seq FROM events)
+    UNION ALL SELECT seq FROM samples WHERE seq IN (SELECT seq FROM events)
+"""
+SAMPLES_OUT_OF_PLACE = """
+    SELECT s.seq FROM samples AS s LEFT JOIN submissions AS b ON b.seq = s.submission_seq
+    WHERE b.seq IS NULL OR s.seq <= b.seq OR s.seq > b.seq + b.sample_count
+        OR s.validator_hotkey <> b.hotkey
+"""
+SAMPLES_WITHOUT_TEXTS = """
+    SELECT seq FROM samples WHERE seq NOT IN (SELECT seq FROM sample_texts)
+    UNION ALL SELECT seq FROM sample_texts WHERE seq NOT IN (SELECT seq FROM samples)
+"""
+SUBMISSIONS_WITHOUT_SAMPLES = """
+    SELECT b.seq FROM submissions AS b WHERE b.sample_count <> (
+        SELECT count(*) FROM samples AS s WHERE s.seq > b.seq AND s.seq <= b.seq + b.sample_count
+    )
+"""
+EVENTS_WITHOUT_SUBMISSION = """
+    SELECT e.seq FROM events AS e LEFT JOIN submissions AS b ON b.seq = e.seq - 1
+    WHERE b.seq IS NULL OR b.sample_count <> 0 OR b.hotkey <> e.admin_hotkey
+"""
+
+
+class SqliteKeeper(SqliteReader):
+    """`warehouse.log.LogKeeper` on a SQLite file."""
+
+    def drop_through(self, seq: int) -> int:
+        if seq > self.head():
+            raise RefusedError(f"the log ends at {self.head()}, before {seq}")
+        dropped = 0
+        with translated_errors():
+            connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+            try:
+                floor = self.dropped_through()
+                while floor < seq:
+                    floor = min(floor + DROP_CHUNK_SEQS, seq)
+                    with locked(lock_path(self.path), self.settings.log_lock_seconds_max):
+                        dropped += _drop_chunk(connection, self._whole(floor))
+            finally:
+                connection.close()
+        return dropped
+
+    def check(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """`progress(done, total)` counts submissions."""
+        head, floor = self.head(), self.dropped_through()
+        found = [
+            f"{name} at seq {row[0]}"
+            for name, sql in (
+                ("two records", SEQS_IN_TWO_TABLES),
+                ("a sample without its submission", SAMPLES_OUT_OF_PLACE),
+                ("a sample without texts, or texts without a sample", SAMPLES_WITHOUT_TEXTS),
+                ("a torn submission", SUBMISSIONS_WITHOUT_SAMPLES),
+                ("an event without its submission", EVENTS_WITHOUT_SUBMISSION),
+            )
+            for row in self._rows(sql, ())
+        ]
+        # Seqs are unique within each table and, by the check above, across them: the count says
+        # whether one is missing.
+        if (count := self._rows(COUNT_ABOVE, (floor,))[0][0]) != head - floor:
+            found.append(f"{head - floor - count} of {head - floor} records are missing")
+        if (integrity := self._one("PRAGMA quick_check")) != "ok":
+            found.append(f"SQLite finds the file damaged: {integrity}")
+        return found + self._unsigned(head, progress)
+
+    def _unsigned(self, head: int, progress: Callable[[int, int], None]) -> list[str]:
+        found = []
+        done, total = 0, int(self._one("SELECT count(*) FROM submissions"))
+        for row in itertools.chain.from_iterable(self.submissions_between(0, head)):
+            try:
+                body = zstandard.decompress(row.body)
+            except zstandard.ZstdError as error:
+                found.append(f"the body of submission {row.seq} cannot be unpacked: {error}")
+                continue
+            message = signed_message(
+                scheme=row.scheme,
+                method=row.method,
+                path=row.path,
+                body=body,
+                timestamp=row.timestamp,
+                nonce=row.nonce,
+            )
+            if not verify(row.hotkey, row.signature, message):
+                found.append(f"submission {row.seq} is not signed by {row.hotkey}")
+            done += 1
+            progress(done, total)
+        return found
+
+    def _whole(self, seq: int) -> int:
+        """Return the last seq of the submission that `seq` falls into, so that none is torn."""
+        rows = self._rows(
+            "SELECT seq + max(sample_count, 1) FROM submissions WHERE seq <= ? "
+            "ORDER BY seq DESC LIMIT 1",
+            (seq,),
+        )
+        return max(seq, rows[0][0]) if rows else seq
+
+
+def _drop_chunk(connection: apsw.Connection, floor: int) -> int:
+    with connection:
+        connection.execute(RAISE_FLOOR, (floor, floor))
+        before = connection.total_changes()
+        for statement in DROPS:
+            connection.execute(statement, (floor,))
+        return connection.total_changes() - before
