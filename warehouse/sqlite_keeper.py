@@ -18,9 +18,9 @@ DROP_CHUNK_SEQS = 20_000
 RAISE_FLOOR = "UPDATE retention SET dropped_through = ? WHERE dropped_through < ?"
 DROPS = (
     "DELETE FROM samples WHERE seq <= ?",
-    "DELETE FROM sample_texts WHERE seq <= ?",
     "DELETE FROM submissions WHERE seq <= ? AND sample_count > 0",
 )
+DROP_TEXTS = "DELETE FROM sample_texts WHERE seq <= ?"
 COUNT_ABOVE = """
     SELECT (SELECT count(*) FROM submissions WHERE seq > ?1)
         + (SELECT count(*) FROM samples WHERE seq > ?1)
@@ -70,7 +70,7 @@ class SqliteKeeper(SqliteReader):
                 connection.close()
         return dropped
 
-    def check(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    def check(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """`progress(done, total)` counts submissions."""
         head, floor = self.head(), self.dropped_through()
         found = [
@@ -92,7 +92,7 @@ class SqliteKeeper(SqliteReader):
             found.append(f"SQLite finds the file damaged: {integrity}")
         return found + self._unsigned(head, progress)
 
-    def _unsigned(self, head: int, progress: Callable[[int, int], None]) -> list[str]:
+    def _unsigned(self, head: int, progress: Callable[[int, int], None] | None) -> list[str]:
         found = []
         done, total = 0, int(self._one("SELECT count(*) FROM submissions"))
         for row in itertools.chain.from_iterable(self.submissions_between(0, head)):
@@ -112,7 +112,8 @@ class SqliteKeeper(SqliteReader):
             if not verify(row.hotkey, row.signature, message):
                 found.append(f"submission {row.seq} is not signed by {row.hotkey}")
             done += 1
-            progress(done, total)
+            if progress is not None:
+                progress(done, total)
         return found
 
     def _whole(self, seq: int) -> int:
@@ -126,9 +127,12 @@ class SqliteKeeper(SqliteReader):
 
 
 def _drop_chunk(connection: apsw.Connection, floor: int) -> int:
+    """Return how many samples and submissions left."""
+    dropped = 0
     with connection:
         connection.execute(RAISE_FLOOR, (floor, floor))
-        before = connection.total_changes()
         for statement in DROPS:
             connection.execute(statement, (floor,))
-        return connection.total_changes() - before
+            dropped += connection.changes()
+        connection.execute(DROP_TEXTS, (floor,))
+    return dropped
