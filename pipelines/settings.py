@@ -1,6 +1,6 @@
 """The pipelines' settings, read once per process, and the scoring parameters that follow from them.
 
-`Parameters` is all that the rules know of the settings: exact numbers, recorded with every generation.
+`Parameters` is all that the rules know of them: exact numbers, recorded with every generation.
 """
 
 import json
