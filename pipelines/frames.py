@@ -2,19 +2,10 @@
 
 import polars as pl
 
-from warehouse.tables import Kind, Table
+from warehouse.frames import schema
+from warehouse.tables import Table
 
-POLARS_TYPES: dict[Kind, type[pl.DataType]] = {
-    Kind.INT: pl.Int64,
-    Kind.FLOAT: pl.Float64,
-    Kind.BOOL: pl.Boolean,
-    Kind.TEXT: pl.String,
-}
-
-
-def schema(table: Table) -> pl.Schema:
-    """Return the table's Polars schema."""
-    return pl.Schema({column.name: POLARS_TYPES[column.kind] for column in table.columns})
+__all__ = ["conform", "schema", "violations"]
 
 
 def conform(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
@@ -24,9 +15,7 @@ def conform(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """
     return frame.select(
         pl.col(name).cast(dtype, strict=True) for name, dtype in schema(table).items()
-    ).sort(
-        [name for name, _ in table.order], descending=[way == "desc" for _, way in table.order]
-    )
+    ).sort([name for name, _ in table.order], descending=[way == "desc" for _, way in table.order])
 
 
 def violations(frame: pl.DataFrame, table: Table) -> list[str]:

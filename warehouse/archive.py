@@ -18,20 +18,15 @@ from uuid import uuid4
 import polars as pl
 
 from warehouse.files import locked, replace_durably, temporary_beside, write_durably
+from warehouse.frames import empty
 from warehouse.generation import ArchiveFiles
 from warehouse.settings import WarehouseSettings
-from warehouse.tables import ARCHIVED_VOTES, Kind, Table
+from warehouse.tables import ARCHIVED_VOTES
 
 UNTASKED = "untasked"
 COMPRESSION_LEVEL = 3
 # A file that no manifest names may belong to an export that is about to name it.
 UNNAMED_AGE_SECONDS_MIN = 3_600
-POLARS_TYPES: dict[Kind, type[pl.DataType]] = {
-    Kind.INT: pl.Int64,
-    Kind.FLOAT: pl.Float64,
-    Kind.BOOL: pl.Boolean,
-    Kind.TEXT: pl.String,
-}
 
 
 class ArchiveError(Exception):
@@ -165,11 +160,6 @@ class Archive:
             for path in unnamed:
                 path.unlink(missing_ok=True)
         return len(unnamed)
-
-
-def empty(table: Table) -> pl.DataFrame:
-    """Return the table without rows."""
-    return pl.DataFrame(schema={c.name: POLARS_TYPES[c.kind] for c in table.columns})
 
 
 def with_vote_parts(manifest: Manifest, parts: dict[str, Part], watermark: int) -> Manifest:

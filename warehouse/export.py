@@ -16,9 +16,9 @@ from warehouse.archive import (
     ArchiveError,
     Manifest,
     Part,
-    empty,
     with_vote_parts,
 )
+from warehouse.frames import empty
 from warehouse.log import LogReader, SubmissionRow, VoteRow
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, Table
 

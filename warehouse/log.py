@@ -211,8 +211,12 @@ class LogReader(Protocol):
         """Let go of everything."""
 
 
-class LogKeeper(Protocol):
-    """What the nightly job may do to the log."""
+class Log(LogWriter, LogReader, Protocol):
+    """What the API works with."""
+
+
+class LogKeeper(LogReader, Protocol):
+    """What the pipelines work with: reading, and letting go of what is archived."""
 
     def drop_through(self, seq: int) -> int:
         """Take samples and their submissions with seqs <= `seq` out; return how many records left.

@@ -1,0 +1,324 @@
+"""The graph, on one page: from chain and log to one published generation.
+
+    metagraph ─┬▶ validators ──────┬─────────▶ scores ─────┐
+               └▶ miners ◀─ blacklist          │           ▼
+    archived_samples ────┴─────▶ votes ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
+    all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts
+
+Assets are thin: each calls one pure rule and says in metadata what an operator wants to see.
+"""
+
+import importlib.metadata
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from pipelines import checks, ranking, scoring, weighting
+from pipelines import metagraph as chain
+from pipelines import votes as voting
+from pipelines.frames import conform
+from pipelines.metagraph import Metagraph
+from pipelines.resources import Stores, asset
+from warehouse import export, tables
+from warehouse.archive import Manifest
+from warehouse.records import AdminState
+from warehouse.tables import Table
+
+CODE_VERSION = importlib.metadata.version("leoma")
+SECOND_MS = 1_000
+StoresParam = dg.ResourceParam[Stores]
+
+
+@dataclass(frozen=True)
+class Synced:
+    """A metagraph, when it was read (UTC ms), and the file that keeps it."""
+
+    metagraph: Metagraph
+    synced_at_ms: int
+    snapshot: Path
+
+
+@dataclass(frozen=True)
+class ArchivedSamples:
+    """All current samples up to the manifest's watermark, and what admins had said by then."""
+
+    votes: pl.DataFrame
+    manifest: Manifest
+    admin: AdminState
+
+
+def _table(frame: pl.DataFrame, table: Table, **metadata: Any) -> dg.MaterializeResult:
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={"dagster/row_count": frame.height, **metadata},
+        check_results=[checks.as_declared(frame, table)],
+    )
+
+
+def _declared(name: str) -> list[dg.AssetCheckSpec]:
+    return checks.check_specs(name, checks.AS_DECLARED)
+
+
+@asset(group_name="chain", description="All neurons of the subnet at one block.")
+def metagraph(stores: StoresParam) -> dg.MaterializeResult:
+    synced = stores.chain.sync()
+    synced_at_ms = time.time_ns() // 1_000_000
+    snapshot = chain.write_snapshot(synced, stores.warehouse.warehouse_path / "snapshots")
+    return dg.MaterializeResult(
+        value=Synced(synced, synced_at_ms, snapshot),
+        metadata={
+            "block": synced.block,
+            "netuid": synced.netuid,
+            "validators": synced.validators.height,
+            "miners": synced.miners.height,
+            "snapshot": dg.MetadataValue.path(snapshot),
+        },
+    )
+
+
+@asset(group_name="log", description="New log rows moved to the archive; all current samples.")
+def archived_samples(stores: StoresParam) -> dg.MaterializeResult:
+    log = stores.log
+    exported = export.export_votes(stores.archive, log, log.head())
+    manifest = exported.manifest
+    return dg.MaterializeResult(
+        value=ArchivedSamples(
+            stores.archive.votes(manifest), manifest, log.admin_state_at(manifest.watermark)
+        ),
+        metadata={
+            "dagster/row_count": manifest.current_samples,
+            "watermark": manifest.watermark,
+            "new_samples": exported.new_rows,
+            "partitions_rewritten": exported.partitions,
+            "lag_seqs": log.head() - manifest.watermark,
+        },
+    )
+
+
+@asset(group_name="log", check_specs=_declared("blacklist"), description=tables.BLACKLIST.doc)
+def blacklist(archived_samples: ArchivedSamples) -> dg.MaterializeResult:
+    entries = list(archived_samples.admin.blacklist.values())
+    frame = pl.DataFrame(entries, schema=tables.BLACKLIST.names, orient="row")
+    return _table(conform(frame, tables.BLACKLIST), tables.BLACKLIST)
+
+
+@asset(group_name="chain", check_specs=_declared("validators"), description=tables.VALIDATORS.doc)
+def validators(stores: StoresParam, metagraph: Synced) -> dg.MaterializeResult:
+    frame = chain.validators(metagraph.metagraph, stores.settings.parameters())
+    registered = frame.filter("is_registered").height
+    return _table(frame, tables.VALIDATORS, registered=registered)
+
+
+@asset(group_name="chain", check_specs=_declared("miners"), description=tables.MINERS.doc)
+def miners(metagraph: Synced, blacklist: pl.DataFrame) -> dg.MaterializeResult:
+    frame = chain.miners(metagraph.metagraph, blacklist["hotkey"].to_list())
+    return _table(frame, tables.MINERS, valid=frame.filter("is_valid").height)
+
+
+@asset(group_name="scoring", description="Current samples of tasks, with their stake.")
+def votes(archived_samples: ArchivedSamples, validators: pl.DataFrame) -> dg.MaterializeResult:
+    frame = voting.votes(archived_samples.votes, validators)
+    return dg.MaterializeResult(value=frame, metadata={"dagster/row_count": frame.height})
+
+
+@asset(group_name="scoring", check_specs=_declared("verdicts"), description=tables.VERDICTS.doc)
+def verdicts(votes: pl.DataFrame) -> dg.MaterializeResult:
+    return _table(voting.verdicts(votes), tables.VERDICTS)
+
+
+@asset(group_name="scoring", check_specs=_declared("scores"), description=tables.SCORES.doc)
+def scores(
+    archived_samples: ArchivedSamples, validators: pl.DataFrame, miners: pl.DataFrame
+) -> dg.MaterializeResult:
+    return _table(scoring.scores(archived_samples.votes, validators, miners), tables.SCORES)
+
+
+@asset(group_name="scoring", description="The tasks that count.")
+def scoring_window(
+    stores: StoresParam, archived_samples: ArchivedSamples, votes: pl.DataFrame
+) -> dg.MaterializeResult:
+    window = scoring.scoring_window(
+        votes, archived_samples.admin.latest_task_id, stores.settings.parameters()
+    )
+    return dg.MaterializeResult(
+        value=window,
+        metadata={"window": "none" if window is None else f"{window.first}..{window.last}"},
+    )
+
+
+@asset(
+    group_name="scoring", check_specs=_declared("miner_scores"), description=tables.MINER_SCORES.doc
+)
+def miner_scores(
+    stores: StoresParam,
+    verdicts: pl.DataFrame,
+    scores: pl.DataFrame,
+    miners: pl.DataFrame,
+    scoring_window: scoring.Window | None,
+) -> dg.MaterializeResult:
+    frame = scoring.miner_scores(
+        verdicts, scores, miners, scoring_window, stores.settings.parameters()
+    )
+    eligible = frame.filter("is_eligible").height
+    return _table(frame, tables.MINER_SCORES, eligible=eligible)
+
+
+@asset(group_name="weights", check_specs=_declared("ranks"), description=tables.RANKS.doc)
+def ranks(
+    stores: StoresParam, miner_scores: pl.DataFrame, miners: pl.DataFrame
+) -> dg.MaterializeResult:
+    frame = ranking.ranks(miner_scores, miners, stores.settings.parameters())
+    return _table(frame, tables.RANKS, ranks=dg.MetadataValue.md(markdown(frame)))
+
+
+@asset(
+    group_name="weights",
+    check_specs=[
+        *_declared("weights"),
+        *checks.check_specs("weights", "sum_to_one_or_burn", "winner_is_eligible"),
+    ],
+    description=tables.WEIGHTS.doc,
+)
+def weights(
+    ranks: pl.DataFrame,
+    miners: pl.DataFrame,
+    blacklist: pl.DataFrame,
+    scoring_window: scoring.Window | None,
+) -> dg.MaterializeResult:
+    frame = weighting.weights(ranks)
+    outcome = weighting.outcome(ranks, miners, scoring_window)
+    winner = outcome.winner_hotkey
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "dagster/row_count": frame.height,
+            "winner_uid": outcome.winner_uid,
+            "winner": winner or f"burn: {outcome.burn_reason}",
+        },
+        check_results=[
+            checks.as_declared(frame, tables.WEIGHTS),
+            checks.result("sum_to_one_or_burn", checks.sums_to_one_or_burns(frame, winner)),
+            checks.result(
+                "winner_is_eligible", checks.winner_is_eligible(ranks, miners, blacklist, winner)
+            ),
+        ],
+    )
+
+
+@asset(
+    group_name="weights",
+    deps=[weights],
+    check_specs=checks.check_specs("reconciliation", "log_and_tables_reconcile"),
+    description="Every archived sample is accounted for in the tables.",
+)
+def reconciliation(
+    archived_samples: ArchivedSamples,
+    votes: pl.DataFrame,
+    verdicts: pl.DataFrame,
+    scores: pl.DataFrame,
+) -> dg.MaterializeResult:
+    found = checks.reconciled(
+        archived_votes=archived_samples.votes,
+        current_samples=archived_samples.manifest.current_samples,
+        votes=votes,
+        verdicts=verdicts,
+        scores=scores,
+    )
+    return dg.MaterializeResult(
+        value=None, check_results=[checks.result("log_and_tables_reconcile", found)]
+    )
+
+
+@asset(
+    group_name="weights",
+    deps=[reconciliation],
+    description="All tables of this run in one immutable DuckDB file, and the pointer to it.",
+)
+def generation(
+    stores: StoresParam,
+    metagraph: Synced,
+    archived_samples: ArchivedSamples,
+    scoring_window: scoring.Window | None,
+    validators: pl.DataFrame,
+    miners: pl.DataFrame,
+    blacklist: pl.DataFrame,
+    scores: pl.DataFrame,
+    miner_scores: pl.DataFrame,
+    verdicts: pl.DataFrame,
+    ranks: pl.DataFrame,
+    weights: pl.DataFrame,
+) -> dg.MaterializeResult:
+    outcome = weighting.outcome(ranks, miners, scoring_window)
+    manifest, settings = archived_samples.manifest, stores.settings
+    frames = {
+        "validators": validators, "miners": miners, "blacklist": blacklist, "scores": scores,
+        "miner_scores": miner_scores, "verdicts": verdicts, "ranks": ranks, "weights": weights,
+    }  # fmt: skip
+    published = stores.generations.publish(
+        {name: frame.to_arrow() for name, frame in frames.items()},
+        {
+            "valid_until_ms": metagraph.synced_at_ms + settings.weights_valid_seconds * SECOND_MS,
+            "watermark": manifest.watermark,
+            "netuid": metagraph.metagraph.netuid,
+            "block": metagraph.metagraph.block,
+            "metagraph_snapshot": f"snapshots/{metagraph.snapshot.name}",
+            "metagraph_synced_at_ms": metagraph.synced_at_ms,
+            "latest_task_id": archived_samples.admin.latest_task_id,
+            "window_first": scoring_window.first if scoring_window else None,
+            "window_last": scoring_window.last if scoring_window else None,
+            "winner_uid": outcome.winner_uid,
+            "winner_hotkey": outcome.winner_hotkey,
+            "burn_reason": outcome.burn_reason,
+            "total_samples": manifest.current_samples,
+            "parameters": settings.parameters().as_json(),
+            "code_version": CODE_VERSION,
+        },
+        stores.archive.files(manifest),
+    )
+    removed, _ = stores.generations.retain()
+    return dg.MaterializeResult(
+        value=published,
+        metadata={
+            "snapshot_id": published.snapshot_id,
+            "file": dg.MetadataValue.path(published.path),
+            "bytes": published.path.stat().st_size,
+            "watermark": manifest.watermark,
+            "lag_seqs": stores.log.head() - manifest.watermark,
+            "generations_removed": removed,
+            "ranks": dg.MetadataValue.md(markdown(ranks)),
+        },
+    )
+
+
+@asset(
+    group_name="log",
+    deps=[generation],
+    description="Texts of new samples, moved to the archive when the weights are out.",
+)
+def archived_texts(stores: StoresParam, archived_samples: ArchivedSamples) -> dg.MaterializeResult:
+    rows = export.export_texts(
+        stores.archive,
+        stores.log,
+        archived_samples.manifest.watermark,
+        stores.warehouse.archive_texts_per_run_max,
+    )
+    watermark = stores.archive.manifest().texts_watermark
+    return dg.MaterializeResult(
+        value=rows, metadata={"dagster/row_count": rows, "texts_watermark": watermark}
+    )
+
+
+def markdown(ranks: pl.DataFrame) -> str:
+    """Return the rank table for people."""
+    lines = ["| rank | uid | miner | passed | tasks | pass rate | eligible |", "|--:" * 7 + "|"]
+    lines += [
+        f"| {row['rank']} | {row['uid']} | `{row['miner_hotkey']}` | {row['passed_count']} "
+        f"| {row['tasks_evaluated']} | {row['pass_rate']:.4f} "
+        f"| {'yes' if row['is_eligible'] else 'no'} |"
+        for row in ranks.iter_rows(named=True)
+    ]
+    return "\n".join(lines)

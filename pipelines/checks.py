@@ -1,0 +1,86 @@
+"""What must hold before anything is published, as blocking asset checks.
+
+A check that fails stops the run before `generation`: the last good one stays in force.
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+import polars as pl
+
+from pipelines.frames import violations
+from warehouse.tables import Table
+
+AS_DECLARED = "as_declared"
+
+
+def check_specs(asset: str, *names: str) -> list[dg.AssetCheckSpec]:
+    """Declare blocking checks of an asset."""
+    return [dg.AssetCheckSpec(name, asset=asset, blocking=True) for name in names]
+
+
+def result(name: str, found: Sequence[str], **metadata: int) -> dg.AssetCheckResult:
+    """Return a check's result: passed when nothing was found, else what was."""
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not found,
+        metadata={
+            **metadata,
+            **({"found": dg.MetadataValue.md("\n".join(found))} if found else {}),
+        },
+    )
+
+
+def as_declared(frame: pl.DataFrame, table: Table) -> dg.AssetCheckResult:
+    """Check schema, nulls and unique keys against the table's declaration."""
+    return result(AS_DECLARED, violations(frame, table))
+
+
+def sums_to_one_or_burns(weights: pl.DataFrame, winner_hotkey: str | None) -> list[str]:
+    """Exactly the winner has weight 1; without a winner everybody has 0."""
+    positive = weights.filter(pl.col("weight") != 0)
+    expected = [(winner_hotkey, 1.0)] if winner_hotkey else []
+    if positive.select("miner_hotkey", "weight").rows() == expected:
+        return []
+    return [f"weights: {positive.rows()} where {expected} was expected"]
+
+
+def winner_is_eligible(
+    ranks: pl.DataFrame, miners: pl.DataFrame, blacklist: pl.DataFrame, winner_hotkey: str | None
+) -> list[str]:
+    """The winner is ranked first, eligible, valid and not blacklisted, and no uid is shared."""
+    if winner_hotkey is None:
+        eligible = ranks.filter("is_eligible").height
+        return [f"{eligible} miners are eligible, but nobody won"] if eligible else []
+    found = []
+    first = ranks.filter((pl.col("rank") == 1) & pl.col("is_eligible"))
+    if first["miner_hotkey"].to_list() != [winner_hotkey]:
+        found.append(f"rank 1 is {first['miner_hotkey'].to_list()}, the winner {winner_hotkey}")
+    valid = miners.filter("is_valid")["hotkey"]
+    if winner_hotkey not in valid.to_list():
+        found.append(f"the winner {winner_hotkey} is not a valid miner")
+    if winner_hotkey in blacklist["hotkey"].to_list():
+        found.append(f"the winner {winner_hotkey} is blacklisted")
+    return found
+
+
+def reconciled(
+    *,
+    archived_votes: pl.DataFrame,
+    current_samples: int,
+    votes: pl.DataFrame,
+    verdicts: pl.DataFrame,
+    scores: pl.DataFrame,
+) -> list[str]:
+    """Every current sample is accounted for on its way from archive to tables."""
+    found = []
+    if archived_votes.height != current_samples:
+        found.append(f"{archived_votes.height} samples read, {current_samples} archived")
+    tasked = archived_votes["task_id"].count()
+    if votes.height != tasked:
+        found.append(f"{tasked} samples have a task, {votes.height} votes were made of them")
+    if (counted := verdicts["validator_count"].sum()) != votes.height:
+        found.append(f"{votes.height} votes, {counted} counted in verdicts")
+    if scores["total_samples"].sum() > current_samples:
+        found.append("the score entries count more samples than there are")
+    return found

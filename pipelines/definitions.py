@@ -1,0 +1,34 @@
+"""The code location that Dagster loads: `workspace.yaml` names this module."""
+
+import dagster as dg
+
+from pipelines import assets, keeping
+from pipelines.resources import RunMemory, stores_resource
+from pipelines.schedules import KEEP, MATERIALIZE, log_sensor, schedules
+from pipelines.settings import PipelineSettings
+from warehouse.settings import WarehouseSettings
+
+KEEPING = dg.AssetSelection.groups("keeping")
+
+
+def build_definitions(settings: PipelineSettings, warehouse: WarehouseSettings) -> dg.Definitions:
+    """Return all assets, jobs, schedules and sensors on these settings; opens nothing."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([assets, keeping]),
+        jobs=[
+            dg.define_asset_job(MATERIALIZE, dg.AssetSelection.all() - KEEPING),
+            dg.define_asset_job(KEEP, KEEPING),
+        ],
+        schedules=schedules(settings),
+        sensors=[log_sensor(settings)],
+        resources={
+            "stores": stores_resource(settings, warehouse),
+            # One instance a process: it holds the frames of the runs under way in it.
+            "io_manager": RunMemory(),
+        },
+        # One process for a whole run: frames stay in memory, and a run takes 5 s instead of 20.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(PipelineSettings(), WarehouseSettings())

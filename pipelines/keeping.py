@@ -1,0 +1,72 @@
+"""What is done by night: compaction, the archive of signed submissions, and retention.
+
+The log lets go of a prefix only after the archive was compared with it, record by record.
+"""
+
+import time
+
+import dagster as dg
+
+from pipelines.resources import Stores, asset
+from warehouse import export
+from warehouse.archive import ArchiveError
+
+DAY_MS = 86_400_000
+StoresParam = dg.ResourceParam[Stores]
+
+
+@asset(group_name="keeping", description="Signed submissions, as they arrived, in the archive.")
+def archived_submissions(stores: StoresParam) -> dg.MaterializeResult:
+    rows = export.export_submissions(stores.archive, stores.log, stores.log.head())
+    return dg.MaterializeResult(
+        value=rows,
+        metadata={
+            "dagster/row_count": rows,
+            "submissions_watermark": stores.archive.manifest().submissions_watermark,
+        },
+    )
+
+
+@asset(group_name="keeping", description="Small text files merged, superseded texts dropped.")
+def compacted_texts(stores: StoresParam) -> dg.MaterializeResult:
+    return dg.MaterializeResult(
+        value=None, metadata={"files_merged": export.compact_texts(stores.archive)}
+    )
+
+
+@asset(
+    group_name="keeping",
+    deps=[archived_submissions, compacted_texts],
+    description="Old generations, unnamed archive files, and the archived prefix of the log go.",
+)
+def retention(stores: StoresParam) -> dg.MaterializeResult:
+    removed, named = stores.generations.retain()
+    files = stores.archive.remove_unnamed(named)
+    dropped = drop_archived(stores)
+    return dg.MaterializeResult(
+        value=None,
+        metadata={
+            "generations_removed": removed,
+            "archive_files_removed": files,
+            "records_dropped_from_log": dropped,
+        },
+    )
+
+
+def drop_archived(stores: Stores) -> int:
+    """Let the log drop what is older than LOG_RETENTION_DAYS; return how many records left.
+
+    Raises `ArchiveError` when the archive is not, record by record, what the log holds.
+    """
+    days = stores.warehouse.log_retention_days
+    if not days:
+        return 0
+    through = stores.log.newest_submission_before(time.time_ns() // 1_000_000 - days * DAY_MS)
+    manifest = stores.archive.manifest()
+    if min(manifest.watermark, manifest.texts_watermark, manifest.submissions_watermark) < through:
+        return 0
+    if found := export.differences(stores.archive, stores.log, through):
+        raise ArchiveError(
+            f"{len(found)} differences between log and archive, nothing was dropped: {found[:5]}"
+        )
+    return stores.log.drop_through(through)

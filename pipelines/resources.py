@@ -1,0 +1,81 @@
+"""What the assets work on, opened for a run and closed after it; and how frames travel."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from pipelines.metagraph import ChainSource, chain_source
+from pipelines.settings import PipelineSettings
+from warehouse.archive import Archive
+from warehouse.backends import open_kept_log
+from warehouse.generation import Generations
+from warehouse.log import LogKeeper
+from warehouse.settings import WarehouseSettings
+
+# From the annotation `MaterializeResult` Dagster infers that nothing is handed on, and then
+# compares the frame with a sentinel, which a frame cannot do.
+asset = functools.partial(dg.asset, dagster_type=dg.Any)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Everything that a run reads from or writes to."""
+
+    settings: PipelineSettings
+    warehouse: WarehouseSettings
+    chain: ChainSource
+    log: LogKeeper
+    archive: Archive
+    generations: Generations
+
+
+def stores_resource(
+    settings: PipelineSettings, warehouse: WarehouseSettings
+) -> dg.ResourceDefinition:
+    """Return the resource; nothing is opened before a run asks for it."""
+
+    @dg.resource(description="Chain source, log, archive and generations.")
+    def stores(_: dg.InitResourceContext) -> Iterator[Stores]:
+        log = open_kept_log(warehouse)
+        try:
+            yield Stores(
+                settings,
+                warehouse,
+                chain_source(settings),
+                log,
+                Archive(warehouse),
+                Generations(warehouse),
+            )
+        finally:
+            log.close()
+
+    return stores
+
+
+class RunMemory(dg.IOManager):
+    """Hands values from asset to asset within one run, in memory.
+
+    A table is never mixed from two runs: what this run did not make is not there, so that a part of
+    the graph cannot be materialised on its own with another run's watermark.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, dg.AssetKey], Any] = {}
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Keep what an asset returned."""
+        self._values[context.run_id, context.asset_key] = obj
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Return what the asset upstream returned in this run."""
+        run_id = context.step_context.run_id
+        try:
+            return self._values[run_id, context.asset_key]
+        except KeyError:
+            raise dg.DagsterInvariantViolationError(
+                f"{context.asset_key.to_user_string()} was not materialised in this run. All "
+                "tables of a generation come from one run: launch the whole job, not a part."
+            ) from None

@@ -1,0 +1,73 @@
+"""One run now, in this process, without a daemon: what `leoma materialize` and the tests do."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines.definitions import build_definitions
+from pipelines.metagraph import MetagraphError
+from pipelines.schedules import KEEP, MATERIALIZE
+from pipelines.settings import PipelineSettings
+from warehouse.archive import ArchiveError
+from warehouse.files import LockTimeoutError
+from warehouse.generation import GenerationError
+from warehouse.log import LogError
+from warehouse.settings import WarehouseSettings
+
+EXPECTED = (ArchiveError, GenerationError, LockTimeoutError, LogError, MetagraphError)
+# The caller prints what matters; step by step is for the UI.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class MaterializationError(Exception):
+    """The run published nothing; the message says why. The last generation stays in force."""
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """What one run published. `seconds`: wall time without the start of Dagster."""
+
+    snapshot_id: str
+    path: Path
+    watermark: int
+    seconds: float
+    step_seconds: dict[str, float]
+
+
+def materialize(settings: PipelineSettings, warehouse: WarehouseSettings) -> Materialized:
+    """Materialise every table and publish a generation; raises `MaterializationError`."""
+    begun = time.perf_counter()
+    finished = _execute(MATERIALIZE, settings, warehouse)
+    published = finished.output_for_node("generation")
+    archived = finished.output_for_node("archived_samples")
+    return Materialized(
+        published.snapshot_id,
+        published.path,
+        archived.manifest.watermark,
+        time.perf_counter() - begun,
+        {
+            event.node_name: event.step_success_data.duration_ms / 1000
+            for event in finished.filter_events(lambda event: event.is_step_success)
+        },
+    )
+
+
+def keep(settings: PipelineSettings, warehouse: WarehouseSettings) -> None:
+    """Do the nightly work now; raises `MaterializationError`."""
+    _execute(KEEP, settings, warehouse)
+
+
+def _execute(
+    job: str, settings: PipelineSettings, warehouse: WarehouseSettings
+) -> dg.ExecuteInProcessResult:
+    definition = build_definitions(settings, warehouse).resolve_job_def(job)
+    try:
+        # Not recorded in DAGSTER_HOME: this works where no Dagster was ever set up.
+        with dg.DagsterInstance.ephemeral() as instance:
+            return definition.execute_in_process(instance=instance, run_config=QUIET)
+    except EXPECTED as error:
+        raise MaterializationError(str(error)) from error
+    except dg.DagsterError as error:
+        raise MaterializationError(f"a check stopped the run: {error}") from error

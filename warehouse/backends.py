@@ -1,0 +1,16 @@
+"""Which log the settings name. A further backend is added here, not in api/ or pipelines/."""
+
+from warehouse.log import Log, LogKeeper
+from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_keeper import SqliteKeeper
+from warehouse.sqlite_log import SqliteLog
+
+
+def open_log(settings: WarehouseSettings) -> Log:
+    """Open the log to append and to read; raises `LogUnavailableError`."""
+    return SqliteLog(settings)
+
+
+def open_kept_log(settings: WarehouseSettings) -> LogKeeper:
+    """Open the log to read and to keep; raises `LogUnavailableError`."""
+    return SqliteKeeper(settings)
