@@ -27,15 +27,14 @@ def votes(archived_votes: pl.DataFrame, validators: pl.DataFrame) -> pl.DataFram
     and `stake_rao`: 0 for a validator that has left or fallen below the minimum stake, so its
     votes are seen and weigh nothing.
     """
-    registered = validators.filter("is_registered").select(
-        "stake_rao", validator_hotkey="hotkey", is_registered=pl.lit(value=True)
-    )
-    return (
-        archived_votes.lazy()
-        .filter(pl.col("task_id").is_not_null())
-        .join(registered.lazy(), on="validator_hotkey", how="left", maintain_order="left")
-        .with_columns(pl.col("stake_rao").fill_null(0), pl.col("is_registered").fill_null(False))
-        .collect()
+    registered = validators.filter("is_registered").select("stake_rao", validator_hotkey="hotkey")
+    tasked = archived_votes.filter(pl.col("task_id").is_not_null())
+    # Only the hotkeys are joined: joining the frame would copy a million rows of text.
+    stake_rao = tasked.select("validator_hotkey").join(
+        registered, on="validator_hotkey", how="left", maintain_order="left"
+    )["stake_rao"]
+    return tasked.with_columns(
+        stake_rao=stake_rao.fill_null(0), is_registered=stake_rao.is_not_null()
     )
 
 
@@ -51,10 +50,10 @@ def verdicts(votes: pl.DataFrame) -> pl.DataFrame:
         votes.lazy()
         .group_by("miner_hotkey", "task_id")
         .agg(
-            stake_passed_rao=pl.col("stake_rao").filter("is_passed").sum(),
+            stake_passed_rao=(pl.col("stake_rao") * pl.col("is_passed")).sum(),
             stake_total_rao=pl.col("stake_rao").sum(),
             validator_count=pl.len(),
-            latency_ms=pl.col("latency_ms").get(seq_with_latency.arg_max()),
+            latency_ms=pl.col("latency_ms").max_by(seq_with_latency),
             updated_at_ms=pl.col("received_at_ms").max(),
         )
         .with_columns(is_passed=pl.col("stake_passed_rao") * 2 > pl.col("stake_total_rao"))
