@@ -1,0 +1,206 @@
+"""Who sent a request: the headers, the clock, the standing of the hotkey, the signature.
+
+Checked in that order, cheap before dear, so that a stranger costs neither a read of the log nor a
+curve operation. What a signature covers is `warehouse.hotkeys.signed_message`; what an accepted
+hotkey may do is up to the routes.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastapi import HTTPException, Request
+
+from api.errors import INVALID_HOTKEY, BodyTooLargeError
+from api.settings import ApiSettings
+from api.snapshot import Snapshots
+from warehouse.hotkeys import is_hotkey, parse_signature, signed_message, verify
+from warehouse.log import LogReader
+from warehouse.records import SignedRequest
+
+HOTKEY = b"x-validator-hotkey"
+SIGNATURE = b"x-signature"
+TIMESTAMP = b"x-timestamp"
+VERSION = b"x-signature-version"
+NONCE = b"x-nonce"
+NAMES = {
+    HOTKEY: "X-Validator-Hotkey",
+    SIGNATURE: "X-Signature",
+    TIMESTAMP: "X-Timestamp",
+    VERSION: "X-Signature-Version",
+    NONCE: "X-Nonce",
+}
+# 64 bytes in hex with 0x are 130 characters; nothing that is well-formed is longer.
+VALUE_LENGTH_MAX = 130
+UNIX_TIME = re.compile(r"[0-9]{1,15}", re.ASCII)
+NONCE_FORM = re.compile(r"[\x21-\x7e]{16,64}", re.ASCII)
+
+
+class Credentials(NamedTuple):
+    """Well-formed authentication headers; nothing about them is verified."""
+
+    hotkey: str
+    signature: bytes
+    timestamp: str
+    scheme: int
+    nonce: str | None
+
+
+def _unauthorized(detail: str, headers: dict[str, str] | None = None) -> HTTPException:
+    return HTTPException(401, detail, headers)
+
+
+def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
+    """Return the authentication headers; raise the 401 that says which is missing or malformed."""
+    found: dict[bytes, str] = {}
+    for name, value in headers:
+        if name not in NAMES:
+            continue
+        # Two of one kind: this service and whatever stands before it may believe different ones.
+        if name in found:
+            raise _unauthorized(f"{NAMES[name]} is given more than once")
+        if len(value) > VALUE_LENGTH_MAX or not value.isascii():
+            raise _unauthorized(f"{NAMES[name]} is malformed")
+        found[name] = value.decode("ascii")
+    for name in (HOTKEY, SIGNATURE, TIMESTAMP):
+        if not found.get(name):
+            raise _unauthorized(f"Missing header: {NAMES[name]}")
+    if not is_hotkey(found[HOTKEY]):
+        raise _unauthorized(f"X-Validator-Hotkey: {INVALID_HOTKEY}")
+    try:
+        signature = parse_signature(found[SIGNATURE])
+    except ValueError:
+        raise _unauthorized("X-Signature is not 64 bytes in hex") from None
+    if not UNIX_TIME.fullmatch(found[TIMESTAMP]):
+        raise _unauthorized("X-Timestamp is not Unix seconds in decimal")
+    scheme, nonce = _scheme(found)
+    return Credentials(found[HOTKEY], signature, found[TIMESTAMP], scheme, nonce)
+
+
+def _scheme(found: dict[bytes, str]) -> tuple[int, str | None]:
+    version = found.get(VERSION, "1")
+    if version == "1":
+        return 1, None
+    if version != "2":
+        raise _unauthorized("X-Signature-Version is neither 1 nor 2")
+    nonce = found.get(NONCE)
+    if not nonce:
+        raise _unauthorized("Missing header: X-Nonce")
+    if not NONCE_FORM.fullmatch(nonce):
+        raise _unauthorized("X-Nonce is not 16 to 64 printable ASCII characters")
+    return 2, nonce
+
+
+def check_freshness(timestamp: str, now_unix: int, expiry_seconds: int) -> None:
+    """Raise the 401 that lets a client with a wrong clock correct itself."""
+    difference = int(timestamp) - now_unix
+    if abs(difference) > expiry_seconds:
+        raise _unauthorized(
+            f"X-Timestamp is stale: server time is {now_unix}, "
+            f"the difference is {difference} seconds, {expiry_seconds} are allowed",
+            {"X-Server-Time": str(now_unix)},
+        )
+
+
+def check_standing(
+    hotkey: str, settings: ApiSettings, snapshots: Snapshots, log: LogReader
+) -> None:
+    """Raise the 401 for a hotkey that is blacklisted, or neither an admin nor registered.
+
+    Raises `NotReadyError` when only a generation could tell and there is none. Raises `LogError`
+    when the blacklist cannot be read: nobody is let in on a guess.
+    """
+    is_admin = hotkey in settings.admin_hotkeys
+    if not is_admin:
+        snapshot = snapshots.current()
+        if not snapshot.is_registered(hotkey):
+            # The published blacklist will do for a stranger: it is refused either way, and must
+            # not make us read the log.
+            if hotkey in snapshot.blacklisted:
+                raise _unauthorized("this hotkey is blacklisted")
+            raise _unauthorized("this hotkey is not a registered validator")
+    if hotkey in log.admin_state().blacklist:
+        raise _unauthorized("this hotkey is blacklisted")
+
+
+def method_of(request: Request) -> str:
+    """Return the method as sent: a HEAD is routed as a GET."""
+    sent: str = request.scope.get("leoma.method", request.method)
+    return sent
+
+
+def path_of(request: Request) -> str:
+    """Return the path and query as sent, percent-encoding and all."""
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope["query_string"]
+    return (raw + b"?" + query if query else raw).decode("ascii", "backslashreplace")
+
+
+def check_declared_length(request: Request, body_bytes_max: int) -> None:
+    """Raise `BodyTooLargeError` for a Content-Length above the limit, before anything is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > body_bytes_max:
+        raise BodyTooLargeError(body_bytes_max)
+
+
+async def read_body(request: Request, body_bytes_max: int) -> bytes:
+    """Return the body; raise `BodyTooLargeError` as soon as more than the limit has arrived."""
+    check_declared_length(request, body_bytes_max)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > body_bytes_max:
+            raise BodyTooLargeError(body_bytes_max)
+    return bytes(body)
+
+
+def is_signed(signed: Credentials, method: str, path: str, body: bytes) -> bool:
+    """Tell whether the hotkey signed this request."""
+    message = signed_message(
+        scheme=signed.scheme,
+        method=method,
+        path=path,
+        body=body,
+        timestamp=signed.timestamp,
+        nonce=signed.nonce,
+    )
+    return verify(signed.hotkey, signed.signature, message)
+
+
+async def authenticated(
+    request: Request,
+    settings: ApiSettings,
+    snapshots: Snapshots,
+    log: LogReader,
+    *,
+    now_unix: int,
+    is_admin_route: bool,
+) -> SignedRequest:
+    """Return the request as signed by an accepted hotkey, its body read.
+
+    Raises 401, or 403 for a valid signature of a non-admin on an admin route, `BodyTooLargeError`,
+    `NotReadyError` or `LogError`.
+    """
+    check_declared_length(request, settings.max_body_size)
+    given = credentials(request.scope["headers"])
+    required = settings.require_signature_v2
+    if given.scheme == 1 and (required == "all" or (required == "admin" and is_admin_route)):
+        raise _unauthorized("X-Signature-Version: 2 is required here")
+    check_freshness(given.timestamp, now_unix, settings.signature_expiry_seconds)
+    check_standing(given.hotkey, settings, snapshots, log)
+    body = await read_body(request, settings.max_body_size)
+    method, path = method_of(request), path_of(request)
+    if not is_signed(given, method, path, body):
+        raise _unauthorized("X-Signature does not verify")
+    if is_admin_route and given.hotkey not in settings.admin_hotkeys:
+        raise HTTPException(403, "this hotkey is not an admin")
+    return SignedRequest(
+        hotkey=given.hotkey,
+        signature=given.signature,
+        scheme=given.scheme,
+        timestamp=given.timestamp,
+        nonce=given.nonce,
+        method=method,
+        path=path,
+        body=body,
+    )

@@ -1,0 +1,39 @@
+"""What spares work: answers that the client has already, and those that were rendered before."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+
+def is_match(etag: bytes, if_none_match: bytes) -> bool:
+    """Tell whether If-None-Match (`*`, or a list of tags, weak ones included) names `etag`."""
+    if if_none_match.strip() == b"*":
+        return True
+    tags = (tag.strip().removeprefix(b"W/") for tag in if_none_match.split(b","))
+    return etag in tags
+
+
+class RenderedAnswers:
+    """Rendered answers by key, the least recently used dropped first. Threads share it."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._answers: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: tuple[str, ...], render: Callable[[], bytes]) -> bytes:
+        """Return the answer kept under `key`, rendering it if there is none."""
+        with self._lock:
+            if (kept := self._answers.get(key)) is not None:
+                self._answers.move_to_end(key)
+                return kept
+        # Not under the lock: rendering one answer twice is cheaper than making all others wait.
+        answer = render()
+        with self._lock:
+            if key not in self._answers and len(answer) <= self._bytes_max:
+                self._answers[key] = answer
+                self._bytes += len(answer)
+                while self._bytes > self._bytes_max:
+                    self._bytes -= len(self._answers.popitem(last=False)[1])
+        return answer

@@ -1,0 +1,174 @@
+"""What the routes are handed: the service's parts, the caller, and checked parameters."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from api.auth import authenticated
+from api.caching import is_match
+from api.errors import INVALID_HOTKEY, JsonResponse, invalid_fields
+from api.instants import now_ms
+from api.models import INT63_MAX, Body
+from api.settings import ApiSettings
+from api.snapshot import Snapshot, Snapshots
+from warehouse.hotkeys import is_hotkey
+from warehouse.log import LogReader, LogWriter
+from warehouse.records import SignedRequest
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What one worker holds open. `reader` and `writer` may be the same object."""
+
+    settings: ApiSettings
+    reader: LogReader
+    writer: LogWriter
+    snapshots: Snapshots
+
+    async def remember_signature(self, signature: bytes) -> None:
+        """Return when no write will ever accept this signature."""
+        await asyncio.wrap_future(self.writer.remember_signature(signature))
+
+
+def service(request: Request) -> Service:
+    """Return what the lifespan opened."""
+    found: Service = request.state.service
+    return found
+
+
+TheService = Annotated[Service, Depends(service)]
+
+
+def reader(request: Request) -> LogReader:
+    """Return the log for reading."""
+    return service(request).reader
+
+
+def snapshot(request: Request) -> Snapshot:
+    """Return the current generation, once for the whole request."""
+    return service(request).snapshots.current()
+
+
+Reader = Annotated[LogReader, Depends(reader)]
+Current = Annotated[Snapshot, Depends(snapshot)]
+
+
+async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
+    parts = service(request)
+    return await authenticated(
+        request,
+        parts.settings,
+        parts.snapshots,
+        parts.reader,
+        now_unix=now_ms() // 1000,
+        is_admin_route=is_admin_route,
+    )
+
+
+async def validator(request: Request) -> SignedRequest:
+    """Return the request of a registered validator or an admin; refuse all others."""
+    return await _caller(request, is_admin_route=False)
+
+
+async def admin(request: Request) -> SignedRequest:
+    """Return the request of an admin; refuse all others."""
+    return await _caller(request, is_admin_route=True)
+
+
+ByValidator = Annotated[SignedRequest, Depends(validator)]
+ByAdmin = Annotated[SignedRequest, Depends(admin)]
+
+
+def check_hotkey(text: str) -> str:
+    """Return the hotkey of a path or a query; raise 400 for anything else."""
+    if not is_hotkey(text):
+        raise HTTPException(400, INVALID_HOTKEY)
+    return text
+
+
+def miner_hotkey_in_path(miner_hotkey: Annotated[str, Path(description="SS58 address")]) -> str:
+    """Return a checked path parameter."""
+    return check_hotkey(miner_hotkey)
+
+
+def validator_hotkey_in_path(
+    validator_hotkey: Annotated[str, Path(description="SS58 address")],
+) -> str:
+    """Return a checked path parameter."""
+    return check_hotkey(validator_hotkey)
+
+
+MinerHotkey = Annotated[str, Depends(miner_hotkey_in_path)]
+ValidatorHotkey = Annotated[str, Depends(validator_hotkey_in_path)]
+TaskId = Annotated[int, Path(ge=0, le=INT63_MAX)]
+Limit200 = Annotated[int, Query(ge=1, le=500)]
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    # One reader takes the first of two equal keys and another the last: what was said is unclear.
+    if len(fields) != len(pairs):
+        raise ValueError("a key is given twice")
+    return fields
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parsed_json(content: bytes) -> Any:
+    """Return the document; raise the 422 for anything that is not strictly JSON."""
+    try:
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = {"type": "json_invalid", "loc": ("body",), "msg": f"JSON decode error: {reason}"}
+        raise RequestValidationError([problem]) from None
+
+
+def fitted(model: type[AnyBody], document: Any) -> AnyBody:
+    """Return the document as a model; raise the 422 that says where it does not fit."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(invalid_fields(problems, "body")) from None
+
+
+async def admin_body(signed: SignedRequest, model: type[AnyBody], parts: Service) -> AnyBody:
+    """Return an admin's body. One that does not fit uses its signature up before the 422."""
+    try:
+        return fitted(model, parsed_json(signed.body))
+    except RequestValidationError:
+        await parts.remember_signature(signed.signature)
+        raise
+
+
+def materialised(
+    request: Request,
+    etag: str,
+    render: Callable[[], bytes],
+    *,
+    cache_control: str | None = None,
+) -> Response:
+    """Answer from a generation: 304 if the client has it, else what `render` returns."""
+    parts = service(request)
+    age = parts.settings.cache_max_age_seconds
+    headers = {"ETag": etag, "Cache-Control": cache_control or f"public, max-age={age}"}
+    known = ",".join(request.headers.getlist("if-none-match"))
+    if known and is_match(etag.encode(), known.encode("latin-1")):
+        return Response(status_code=304, headers=headers)
+    return JsonResponse(render(), headers=headers)

@@ -1,0 +1,183 @@
+"""What happens to a request before FastAPI sees it: prebuilt answers, and admins' reads.
+
+Both are ASGI applications around another one. Everything else about a request is decided inside.
+"""
+
+from typing import NamedTuple
+
+from fastapi import HTTPException, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import credentials, is_signed, method_of, path_of, read_body
+from api.caching import is_match
+from api.dependencies import Service
+from api.errors import BodyTooLargeError, error_response, log_error_response
+from api.instants import now_ms
+from warehouse.log import LogError
+
+NO_BODY: Message = {"type": "http.response.body", "body": b""}
+
+
+class Prebuilt(NamedTuple):
+    """The ASGI messages of one answer."""
+
+    etag: bytes
+    start: Message
+    body: Message
+    not_modified: Message
+
+
+def prebuilt(etag: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> Prebuilt:
+    """Return the messages of a JSON answer that has `headers` and an ETag."""
+    common = [*headers, (b"etag", etag.encode())]
+    full = [
+        *common,
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    return Prebuilt(
+        etag.encode(),
+        {"type": "http.response.start", "status": 200, "headers": full},
+        {"type": "http.response.body", "body": body},
+        {"type": "http.response.start", "status": 304, "headers": common},
+    )
+
+
+class PrebuiltAnswers:
+    """Answers the materialised routes without parameters straight from the current snapshot.
+
+    FastAPI declares the same routes, for the documentation and for what this layer leaves to it: a
+    query string, authentication headers, or no snapshot yet. It also routes HEAD as GET; the
+    server leaves the body out.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        cache_control: str,
+        cors_origins: tuple[str, ...],
+        exposed_headers: tuple[str, ...],
+    ) -> None:
+        self._app = app
+        self._origins = frozenset(origin.encode() for origin in cors_origins)
+        self._exposed = (
+            b"access-control-expose-headers",
+            ", ".join(exposed_headers).encode(),
+        )
+        self._headers = [(b"cache-control", cache_control.encode())]
+        if cors_origins:
+            self._headers.append((b"vary", b"Origin"))
+        else:
+            # Said to everybody: an answer that a cache keeps must suit the next page as well.
+            self._headers += [(b"access-control-allow-origin", b"*"), self._exposed]
+        self._snapshot_id = ""
+        self._answers: dict[str, Prebuilt] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        answer = None if scope["query_string"] else self._answer(scope)
+        if answer is None:
+            await self._app(_as_get(scope), receive, send)
+            return
+        if_none_match, origin = b"", b""
+        for name, value in scope["headers"]:
+            if name == b"if-none-match":
+                if_none_match = if_none_match + b"," + value if if_none_match else value
+            elif name == b"origin":
+                origin = value
+            elif name == b"x-signature":
+                await self._app(_as_get(scope), receive, send)
+                return
+        is_known = bool(if_none_match) and is_match(answer.etag, if_none_match)
+        start = answer.not_modified if is_known else answer.start
+        if origin in self._origins:
+            allowed = [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-allow-credentials", b"true"),
+                self._exposed,
+            ]
+            start = {**start, "headers": [*start["headers"], *allowed]}
+        await send(start)
+        await send(NO_BODY if is_known else answer.body)
+
+    def _answer(self, scope: Scope) -> Prebuilt | None:
+        service: Service = scope["state"]["service"]
+        snapshot = service.snapshots.latest
+        if snapshot is None:
+            return None
+        if snapshot.snapshot_id != self._snapshot_id:
+            self._answers = {
+                path: prebuilt(snapshot.etag, body, self._headers)
+                for path, body in snapshot.answers.items()
+            }
+            self._snapshot_id = snapshot.snapshot_id
+        return self._answers.get(scope["path"])
+
+
+def _as_get(scope: Scope) -> Scope:
+    if scope["method"] == "GET":
+        return scope
+    return {**scope, "method": "GET", "leoma.method": scope["method"]}
+
+
+class AdminReads:
+    """Remembers the scheme-1 signatures of admins that arrive on anything but a write.
+
+    Scheme 1 binds neither method nor path, so the signature of a read would also do for an admin's
+    DELETE, whose body is empty too. It is remembered durably before the read is answered.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        is_read = scope["type"] == "http" and scope["method"] not in ("POST", "DELETE")
+        if not is_read or not any(name == b"x-signature" for name, _ in scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        service: Service = scope["state"]["service"]
+        request = Request(scope, receive)
+        try:
+            body = await self._remembered_body(request, service)
+        except BodyTooLargeError as error:
+            await error_response(413, str(error))(scope, receive, send)
+            return
+        except LogError as error:
+            answer = log_error_response(error, service.settings.retry_after_seconds)
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive if body is None else _replayed(body, receive), send)
+
+    async def _remembered_body(self, request: Request, service: Service) -> bytes | None:
+        """Return the body if it had to be read to know what was signed."""
+        try:
+            given = credentials(request.scope["headers"])
+        except HTTPException:
+            return None  # the route says so, if it cares
+        settings = service.settings
+        # One from the future is no good yet, but will be.
+        age_seconds = now_ms() // 1000 - int(given.timestamp)
+        if (
+            given.scheme != 1
+            or given.hotkey not in settings.admin_hotkeys
+            or age_seconds > settings.signature_expiry_seconds
+        ):
+            return None
+        body = await read_body(request, settings.max_body_size)
+        if is_signed(given, method_of(request), path_of(request), body):
+            await service.remember_signature(given.signature)
+        return body
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that hands out a body that was read already."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

@@ -1,0 +1,142 @@
+"""What goes wrong, and how it is answered: always `{"detail": ...}`, never a traceback.
+
+HTTPException            raised where the status is known; FastAPI answers it
+RequestValidationError   422, without the input
+NotReadyError            503: no generation has been published yet
+BodyTooLargeError        413
+LogError (warehouse)     503, or 409 for a write that was refused
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import ClientDisconnect
+
+from api.models import ErrorResponse, ValidationErrorResponse
+from warehouse.log import (
+    LogBusyError,
+    LogError,
+    NotBlacklistedError,
+    RefusedError,
+    SignatureUsedError,
+    TaskGoesBackwardsError,
+)
+
+logger = logging.getLogger(__name__)
+
+INVALID_HOTKEY = "Invalid SS58 address format"
+DESCRIPTIONS = {
+    400: "The path, the query or the batch is not acceptable.",
+    401: "The authentication headers are missing, stale, or not from an accepted hotkey.",
+    403: "The signature is valid, but its hotkey is not an admin.",
+    404: "Not found.",
+    409: "The write contradicts what is stored, or its signature was used before.",
+    413: "The body is larger than MAX_BODY_SIZE.",
+    422: "The input does not fit the schema.",
+    503: "The log or the tables are not available now; see Retry-After.",
+}
+REFUSALS: dict[type[RefusedError], tuple[int, str]] = {
+    SignatureUsedError: (409, "this signature was already used"),
+    NotBlacklistedError: (404, "this hotkey is not on the blacklist"),
+}
+
+
+class NotReadyError(Exception):
+    """No generation has been published yet, so what is asked is unknown."""
+
+
+class BodyTooLargeError(Exception):
+    """The body is larger than allowed."""
+
+    def __init__(self, body_bytes_max: int) -> None:
+        super().__init__(f"the body is larger than {body_bytes_max} bytes")
+
+
+class JsonResponse(Response):
+    """An answer that is bytes of JSON already."""
+
+    media_type = "application/json"
+
+
+def error_response(
+    status: int, detail: object, headers: dict[str, str] | None = None
+) -> JsonResponse:
+    """Return `{"detail": …}`."""
+    return JsonResponse(orjson.dumps({"detail": detail}), status, headers)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI entries of a route's errors."""
+    return {
+        status: {
+            "model": ValidationErrorResponse if status == 422 else ErrorResponse,
+            "description": DESCRIPTIONS[status],
+        }
+        for status in statuses
+    }
+
+
+def invalid_fields(errors: Sequence[Any], *prefix: str) -> list[dict[str, Any]]:
+    """Return what is wrong and where, without repeating the input."""
+    return [
+        {"type": error["type"], "loc": [*prefix, *error["loc"]], "msg": error["msg"]}
+        for error in errors
+    ]
+
+
+def log_error_response(error: LogError, retry_after_seconds: int) -> JsonResponse:
+    """Answer a log that refused, is busy or is not available."""
+    if isinstance(error, TaskGoesBackwardsError):
+        return error_response(409, f"the latest task is already {error.latest_task_id}")
+    if isinstance(error, RefusedError):
+        status, detail = REFUSALS.get(type(error), (409, "the write was refused"))
+        return error_response(status, detail)
+    detail = (
+        "too many submissions are waiting; try again"
+        if isinstance(error, LogBusyError)
+        else "the log is not available now; try again"
+    )
+    return error_response(503, detail, {"Retry-After": str(retry_after_seconds)})
+
+
+def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
+    """Give every kind of failure its answer."""
+
+    async def invalid(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101  (what it is installed for)
+        return error_response(422, invalid_fields(error.errors()))
+
+    async def not_ready(_request: Request, _error: Exception) -> Response:
+        return error_response(
+            503,
+            "no generation has been published yet, so this is not known; try again",
+            {"Retry-After": str(retry_after_seconds)},
+        )
+
+    async def too_large(_request: Request, error: Exception) -> Response:
+        return error_response(413, str(error))
+
+    async def log_failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, LogError)  # noqa: S101  (what it is installed for)
+        answer = log_error_response(error, retry_after_seconds)
+        if answer.status_code == 503:
+            logger.error("%s %s: %s", request.method, request.url.path, error)
+        return answer
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(500, "Internal Server Error")
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(NotReadyError, not_ready)
+    app.add_exception_handler(BodyTooLargeError, too_large)
+    app.add_exception_handler(LogError, log_failed)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unexpected)

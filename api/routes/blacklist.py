@@ -1,0 +1,90 @@
+"""The blacklist: read by everybody from the log, live, and kept by the admins."""
+
+import asyncio
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, HTTPException, Path, Response
+
+from api.dependencies import ByAdmin, Reader, TheService, admin_body, check_hotkey
+from api.errors import JsonResponse, documented
+from api.instants import iso8601
+from api.models import BlacklistAddition, BlacklistEntryResponse, BlacklistRemovalResponse
+from api.openapi import signed
+from warehouse.records import BlacklistEntry
+
+router = APIRouter(prefix="/blacklist", tags=["blacklist"])
+
+HotkeyInPath = Annotated[str, Path(description="SS58 address")]
+
+
+def _answer(entry: BlacklistEntry) -> dict[str, Any]:
+    return {
+        "hotkey": entry.hotkey,
+        "reason": entry.reason,
+        "added_by": entry.added_by,
+        "created_at": iso8601(entry.created_at_ms),
+    }
+
+
+@router.get("", response_model=list[BlacklistEntryResponse], responses=documented(503))
+def entries(log: Reader) -> Response:
+    """Return all entries by hotkey."""
+    blacklist = log.admin_state().blacklist
+    return JsonResponse(orjson.dumps([_answer(blacklist[hotkey]) for hotkey in sorted(blacklist)]))
+
+
+@router.get("/miners", response_model=list[str], responses=documented(503))
+def hotkeys(log: Reader) -> Response:
+    """Return the blacklisted hotkeys alone."""
+    return JsonResponse(orjson.dumps(sorted(log.admin_state().blacklist)))
+
+
+@router.get("/{hotkey}", response_model=BlacklistEntryResponse, responses=documented(400, 404, 503))
+def entry(hotkey: HotkeyInPath, log: Reader) -> Response:
+    """Return one entry."""
+    found = log.admin_state().blacklist.get(check_hotkey(hotkey))
+    if found is None:
+        raise HTTPException(404, "this hotkey is not on the blacklist")
+    return JsonResponse(orjson.dumps(_answer(found)))
+
+
+@router.post(
+    "",
+    response_model=BlacklistEntryResponse,
+    responses=documented(401, 403, 409, 413, 422, 503),
+    openapi_extra=signed(BlacklistAddition),
+)
+async def add(request: ByAdmin, parts: TheService) -> Response:
+    """Put a hotkey on the blacklist, or give its entry a new reason; it is refused at once."""
+    body = await admin_body(request, BlacklistAddition, parts)
+    added = await asyncio.wrap_future(
+        parts.writer.add_to_blacklist(request, body.hotkey, body.reason)
+    )
+    # Another admin may have removed it in between; what this one did is what it is told.
+    kept = parts.reader.admin_state().blacklist.get(body.hotkey) or BlacklistEntry(
+        body.hotkey, body.reason, request.hotkey, added.received_at_ms
+    )
+    return JsonResponse(orjson.dumps(_answer(kept)))
+
+
+@router.delete(
+    "/{hotkey}",
+    response_model=BlacklistRemovalResponse,
+    responses=documented(400, 401, 403, 404, 409, 413, 503),
+    openapi_extra=signed(),
+)
+async def remove(request: ByAdmin, hotkey: HotkeyInPath, parts: TheService) -> dict[str, Any]:
+    """Take a hotkey off the blacklist."""
+    try:
+        check_hotkey(hotkey)
+    except HTTPException:
+        # Else whoever saw this request could send its signature again with a path that fits.
+        await parts.remember_signature(request.signature)
+        raise
+    await asyncio.wrap_future(parts.writer.remove_from_blacklist(request, hotkey))
+    return {
+        "success": True,
+        "message": f"{hotkey} is no longer on the blacklist",
+        "removed_by": request.hotkey,
+    }

@@ -1,0 +1,88 @@
+"""Whether the service works, for people, balancers and clients with a wrong clock. Never cached."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api.dependencies import Service, TheService
+from api.errors import documented, error_response
+from api.instants import iso8601, now_ms
+from api.models import HealthResponse, StatusResponse, TimeResponse
+from warehouse.log import LogError, LogReader
+
+router = APIRouter(tags=["health"])
+VERSION = version("leoma")
+
+
+def log_problem(log: LogReader) -> str | None:
+    """Return why the log does not answer, None if it does."""
+    try:
+        log.head()
+        log.admin_state()
+    except LogError as error:
+        return f"the log does not answer: {error}"
+    return None
+
+
+def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
+    """Return the HealthResponse as of an instant."""
+    problems = [problem] if (problem := log_problem(parts.reader)) else []
+    is_database_up = not problems
+    if parts.snapshots.problem:
+        problems.append(parts.snapshots.problem)
+    latest = parts.snapshots.latest
+    is_synced = False
+    if latest is None:
+        problems.append("no generation has been published yet")
+    else:
+        sync_age_seconds = (at_ms - latest.metagraph_synced_at_ms) / 1000
+        is_synced = sync_age_seconds <= parts.settings.metagraph_stale_seconds
+        if not is_synced:
+            problems.append(f"the metagraph was last synced {sync_age_seconds:.0f} seconds ago")
+        if at_ms > latest.valid_until_ms:
+            problems.append(f"the weights are valid only until {iso8601(latest.valid_until_ms)}")
+    return {
+        "status": "degraded" if problems else "healthy",
+        "version": VERSION,
+        "database": is_database_up,
+        "metagraph_synced": is_synced,
+        "last_sync": iso8601(latest.metagraph_synced_at_ms) if latest else None,
+        "snapshot_id": latest.snapshot_id if latest else None,
+        "snapshot_age_seconds": (
+            max(0.0, (at_ms - latest.computed_at_ms) / 1000) if latest else None
+        ),
+        "problems": problems,
+    }
+
+
+@router.get("/health", response_model=HealthResponse)
+def health(parts: TheService, response: Response) -> dict[str, Any]:
+    """Say how the service is; `problems` explains "degraded". 200 in both cases."""
+    response.headers["Cache-Control"] = "no-store"
+    return health_of(parts, now_ms())
+
+
+@router.get("/health/live", response_model=StatusResponse)
+async def live() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/health/ready", response_model=StatusResponse, responses=documented(503))
+def ready(parts: TheService) -> Any:
+    """Say whether this worker can serve: a generation is loaded and the log answers."""
+    problem = log_problem(parts.reader)
+    if problem is None and parts.snapshots.latest is None:
+        problem = "no generation has been published yet"
+    if problem is None:
+        return {"status": "ready"}
+    retry_after = str(parts.settings.retry_after_seconds)
+    return error_response(503, problem, {"Retry-After": retry_after})
+
+
+@router.get("/time", response_model=TimeResponse)
+async def server_time(response: Response) -> dict[str, int]:
+    """Return the server's clock, for signing."""
+    response.headers["Cache-Control"] = "no-store"
+    return {"unix": now_ms() // 1000}

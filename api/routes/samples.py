@@ -1,0 +1,219 @@
+"""Samples: taken in from validators, and read from the log the moment they are stored. Live."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+
+from api.dependencies import (
+    ByValidator,
+    Limit200,
+    MinerHotkey,
+    Reader,
+    Service,
+    TheService,
+    ValidatorHotkey,
+    check_hotkey,
+    fitted,
+    parsed_json,
+    validator,
+)
+from api.errors import JsonResponse, documented
+from api.instants import iso8601
+from api.models import INT63_MAX, SampleBatch, SampleResponse, SampleSubmission, task_id_of
+from api.openapi import signed
+from warehouse.evaluation import evaluation
+from warehouse.records import Evaluation, Sample, SignedRequest, StoredSample
+
+router = APIRouter(prefix="/samples", tags=["samples"])
+
+Limit100 = Annotated[int, Query(ge=1, le=500)]
+
+
+def _answer(sample: StoredSample) -> dict[str, Any]:
+    return {
+        "id": sample.seq,
+        "sample_id": sample.sample_id,
+        "validator_hotkey": sample.validator_hotkey,
+        "miner_hotkey": sample.miner_hotkey,
+        "prompt": sample.prompt,
+        "s3_bucket": sample.s3_bucket,
+        "s3_prefix": sample.s3_prefix,
+        "passed": sample.passed,
+        "confidence": sample.confidence,
+        "reasoning": sample.reasoning,
+        "evaluated_at": iso8601(sample.received_at_ms),
+        "task_id": sample.task_id,
+        "latency_ms": sample.latency_ms,
+    }
+
+
+def _answers(samples: Sequence[StoredSample]) -> Response:
+    return JsonResponse(orjson.dumps([_answer(sample) for sample in samples]))
+
+
+def _stored(sample: Sample, seq: int, received_at_ms: int, validator_hotkey: str) -> StoredSample:
+    return StoredSample(
+        seq=seq,
+        received_at_ms=received_at_ms,
+        validator_hotkey=validator_hotkey,
+        miner_hotkey=sample.miner_hotkey,
+        task_id=sample.task_id,
+        sample_id=sample.sample_id,
+        passed=sample.passed,
+        confidence=sample.confidence,
+        latency_ms=sample.latency_ms,
+        prompt=sample.prompt,
+        s3_bucket=sample.s3_bucket,
+        s3_prefix=sample.s3_prefix,
+        reasoning=sample.reasoning,
+        generated_artifacts=sample.generated_artifacts,
+    )
+
+
+def _refuse_unannounced(samples: Sequence[Sample], latest_task_id: int | None) -> None:
+    """Raise 400 for a task above the latest announced one: it would move everybody's window."""
+    if latest_task_id is None:
+        return
+    for sample in samples:
+        if sample.task_id is not None and sample.task_id > latest_task_id:
+            raise HTTPException(
+                400, f"task_id {sample.task_id} is above the latest announced task {latest_task_id}"
+            )
+
+
+async def _append(
+    parts: Service, request: SignedRequest, samples: list[Sample], judged: Evaluation | None
+) -> list[StoredSample]:
+    """Return the samples as stored, durably.
+
+    For a signature that was used before they are those of the submission that used it, so that a
+    client that lost the answer gets it; 409 if that was another request than this one.
+    """
+    _refuse_unannounced(samples, parts.reader.admin_state().latest_task_id)
+    appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
+    if not appended.is_replay:
+        first = appended.submission_seq + 1
+        return [
+            _stored(sample, first + position, appended.received_at_ms, request.hotkey)
+            for position, sample in enumerate(samples)
+        ]
+    used_by = (appended.method, appended.path, appended.sample_count)
+    if used_by == (request.method, request.path, len(samples)):
+        stored = await run_in_threadpool(parts.reader.submission_samples, appended.submission_seq)
+        if len(stored) == len(samples):
+            return stored
+    raise HTTPException(409, "this signature was already used for another request")
+
+
+def _verified_header(judged: Evaluation | None) -> dict[str, str]:
+    if judged is None:
+        return {}
+    return {"X-Evaluation-Verified": "true" if judged.is_verified else "false"}
+
+
+@router.post(
+    "",
+    response_model=SampleResponse,
+    responses=documented(400, 401, 409, 413, 422, 503),
+    openapi_extra=signed(SampleSubmission),
+)
+async def submit(request: ByValidator, parts: TheService) -> Response:
+    """Store one sample. 200 means that it is durable and that every reader sees it.
+
+    `X-Evaluation-Verified` says whether an `evaluation_signature` verifies.
+    """
+    sample = fitted(SampleSubmission, parsed_json(request.body)).to_sample()
+    given = sample.evaluation_signature
+    judged = evaluation(request.hotkey, given, [sample]) if given else None
+    stored = await _append(parts, request, [sample], judged)
+    return JsonResponse(orjson.dumps(_answer(stored[0])), headers=_verified_header(judged))
+
+
+@router.post(
+    "/batch",
+    response_model=list[SampleResponse],
+    responses=documented(400, 401, 409, 413, 422, 503),
+    openapi_extra=signed(SampleBatch),
+)
+async def submit_batch(request: ByValidator, parts: TheService) -> Response:
+    """Store samples, all or none, and return them in order.
+
+    `X-Evaluation-Verified` says whether a `signature` verifies.
+    """
+    document = parsed_json(request.body)
+    samples_max = parts.settings.samples_per_batch_max
+    listed = document.get("samples") if isinstance(document, dict) else None
+    # Counted before any of them is looked at.
+    if isinstance(listed, list) and len(listed) > samples_max:
+        raise HTTPException(400, f"a batch has at most {samples_max} samples")
+    batch = fitted(SampleBatch, document)
+    samples = [submission.to_sample() for submission in batch.samples]
+    if batch.signature and len({sample.task_key for sample in samples}) > 1:
+        raise HTTPException(400, "with a signature, all samples must have the same task_id")
+    judged = evaluation(request.hotkey, batch.signature, samples) if batch.signature else None
+    response = _answers(await _append(parts, request, samples, judged))
+    response.headers.update(_verified_header(judged))
+    return response
+
+
+@router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
+def newest(log: Reader, limit: Limit200 = 200) -> Response:
+    """Return the newest samples of all, newest first."""
+    return _answers(log.newest_samples(limit))
+
+
+def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
+    """Return the key of the task that a query names; 422 if it names none."""
+    if task_id is not None:
+        return str(task_id)
+    if not sample_id:
+        problem = {"type": "missing", "loc": ("query", "sample_id"), "msg": "Field required"}
+        raise RequestValidationError([problem])
+    from_sample_id = task_id_of(sample_id)
+    return sample_id if from_sample_id is None else str(from_sample_id)
+
+
+@router.get("/task", response_model=list[SampleResponse], responses=documented(400, 422, 503))
+def samples_of_task(
+    log: Reader,
+    validator_hotkey: Annotated[str, Query(description="SS58 address")],
+    sample_id: Annotated[
+        str | None, Query(max_length=255, description="Required without a task_id.")
+    ] = None,
+    task_id: Annotated[int | None, Query(ge=0, le=INT63_MAX)] = None,
+) -> Response:
+    """Return one validator's samples of one task, by miner."""
+    hotkey = check_hotkey(validator_hotkey)
+    task_key = _required_task_key(task_id, sample_id)
+    return _answers(log.samples_of_task(task_key, validator_hotkey=hotkey))
+
+
+@router.get(
+    "/validator/{validator_hotkey}",
+    response_model=list[SampleResponse],
+    responses=documented(400, 401, 413, 422, 503),
+    openapi_extra=signed(),
+    dependencies=[Depends(validator)],
+)
+def samples_of_validator(
+    log: Reader, validator_hotkey: ValidatorHotkey, limit: Limit100 = 100
+) -> Response:
+    """Return one validator's samples, newest first."""
+    return _answers(log.samples_of_validator(validator_hotkey, limit))
+
+
+@router.get(
+    "/miner/{miner_hotkey}",
+    response_model=list[SampleResponse],
+    responses=documented(400, 401, 413, 422, 503),
+    openapi_extra=signed(),
+    dependencies=[Depends(validator)],
+)
+def samples_of_miner(log: Reader, miner_hotkey: MinerHotkey, limit: Limit100 = 100) -> Response:
+    """Return the samples about one miner, newest first."""
+    return _answers(log.samples_of_miner(miner_hotkey, limit))

@@ -1,0 +1,203 @@
+"""Tasks: the latest one, how one came out, and a miner's. Live, but for the last."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+
+from api.dependencies import (
+    ByAdmin,
+    Current,
+    MinerHotkey,
+    Reader,
+    TaskId,
+    TheService,
+    admin_body,
+    check_hotkey,
+)
+from api.errors import JsonResponse, documented
+from api.instants import iso8601
+from api.models import (
+    INT63_MAX,
+    LatestTaskResponse,
+    MinerTaskEntry,
+    TaskAnnouncement,
+    TaskDetailResponse,
+    TaskMinerDetailResponse,
+)
+from api.openapi import signed
+from api.routes.miners import tasks_of
+from api.snapshot import Snapshot
+from warehouse.records import StoredSample
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+RAO_PER_TAO = 1_000_000_000
+
+
+def is_passed(votes: Iterable[tuple[int, bool]]) -> bool:
+    """Return the verdict on votes of (stake in rao, passed): more than half of the stake passed.
+
+    Exactly half is not enough, and neither is no stake at all. Integers, so no rounding decides.
+    """
+    stake_rao = passing_rao = 0
+    for vote_rao, passed in votes:
+        stake_rao += vote_rao
+        passing_rao += vote_rao if passed else 0
+    return passing_rao * 2 > stake_rao
+
+
+def verdict(samples: Sequence[StoredSample], snapshot: Snapshot) -> bool:
+    """Return the verdict of the current stakes on a task's samples about one miner."""
+    return is_passed(
+        (snapshot.stake_rao(sample.validator_hotkey), sample.passed) for sample in samples
+    )
+
+
+def newest_latency_ms(samples: Iterable[StoredSample]) -> int | None:
+    """Return the latency of the newest sample that has one."""
+    timed = [sample for sample in samples if sample.latency_ms is not None]
+    return max(timed, key=attrgetter("seq")).latency_ms if timed else None
+
+
+def aspects(artifacts: str | None) -> tuple[dict[str, int] | None, int | None]:
+    """Return aspect_scores and overall_score out of generated_artifacts, None where there is none.
+
+    Validators write what they like into that text; nothing in it is an error.
+    """
+    try:
+        # orjson refuses what could not go out again: lone surrogates, NaN, nesting without end.
+        document = orjson.loads(artifacts or "")
+    except orjson.JSONDecodeError:
+        return None, None
+    if not isinstance(document, dict):
+        return None, None
+    scores = document.get("aspect_scores")
+    is_scores = isinstance(scores, dict) and all(_is_score(score) for score in scores.values())
+    overall = document.get("overall_score")
+    return scores if is_scores else None, overall if _is_score(overall) else None
+
+
+def _is_score(value: object) -> bool:
+    return type(value) is int and -INT63_MAX <= value <= INT63_MAX
+
+
+def _shared_fields(task_id: int, samples: Sequence[StoredSample]) -> dict[str, Any]:
+    """Return what both details of a task say. URLs stay null until object storage is configured."""
+    return {
+        "task_id": task_id,
+        "description": max(samples, key=attrgetter("seq")).prompt,
+        "s3_prefix": str(task_id),
+        "first_frame_path": f"{task_id}/first_frame.png",
+        "original_clip_path": f"{task_id}/original_clip.mp4",
+        "first_frame_url": None,
+        "original_clip_url": None,
+    }
+
+
+@router.get("/latest", response_model=LatestTaskResponse, responses=documented(404, 503))
+def latest(log: Reader) -> Response:
+    """Return the latest announced task; while none was announced, the greatest sampled one."""
+    task_id = log.admin_state().latest_task_id
+    if task_id is None:
+        task_id = log.latest_sampled_task()
+    if task_id is None:
+        raise HTTPException(404, "there is no task yet")
+    return JsonResponse(orjson.dumps({"task_id": task_id}))
+
+
+@router.get("", response_model=list[MinerTaskEntry], responses=documented(400, 422, 503))
+def tasks_of_miner(
+    request: Request,
+    miner_hotkey: Annotated[str, Query(description="SS58 address")],
+    snapshot: Current,
+    parts: TheService,
+) -> Response:
+    """Return how a miner's tasks came out, newest first."""
+    return tasks_of(request, check_hotkey(miner_hotkey), snapshot, parts)
+
+
+@router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(404, 422, 503))
+def task(task_id: TaskId, log: Reader, snapshot: Current) -> Response:
+    """Return how a task came out for every miner that was judged on it."""
+    samples = log.samples_of_task(str(task_id))
+    if not samples:
+        raise HTTPException(404, "no samples of this task")
+    by_miner = [
+        (miner_hotkey, list(own))
+        for miner_hotkey, own in groupby(samples, key=attrgetter("miner_hotkey"))
+    ]
+    answer = {
+        **_shared_fields(task_id, samples),
+        "miner_count": len(by_miner),
+        "validator_count": len({sample.validator_hotkey for sample in samples}),
+        "miners": [
+            {
+                "miner_hotkey": miner_hotkey,
+                "passed": verdict(own, snapshot),
+                "validator_count": len(own),
+                "latency_ms": newest_latency_ms(own),
+                "updated": iso8601(max(sample.received_at_ms for sample in own)),
+            }
+            for miner_hotkey, own in by_miner
+        ],
+    }
+    return JsonResponse(orjson.dumps(answer))
+
+
+def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
+    aspect_scores, overall_score = aspects(sample.generated_artifacts)
+    return {
+        "validator_hotkey": sample.validator_hotkey,
+        "passed": sample.passed,
+        "stake": stake_rao / RAO_PER_TAO,
+        "evaluated_at": iso8601(sample.received_at_ms),
+        "confidence": sample.confidence,
+        "reasoning": sample.reasoning,
+        "aspect_scores": aspect_scores,
+        "overall_score": overall_score,
+    }
+
+
+@router.get(
+    "/{task_id}/miner/{miner_hotkey}",
+    response_model=TaskMinerDetailResponse,
+    responses=documented(400, 404, 422, 503),
+)
+def task_of_miner(
+    task_id: TaskId, miner_hotkey: MinerHotkey, log: Reader, snapshot: Current
+) -> Response:
+    """Return how each validator judged one miner on a task."""
+    samples = log.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
+    if not samples:
+        raise HTTPException(404, "no samples of this task for this miner")
+    answer = {
+        **_shared_fields(task_id, samples),
+        "miner_hotkey": miner_hotkey,
+        "generated_video_path": f"{task_id}/generated_videos/{miner_hotkey}.mp4",
+        "generated_video_url": None,
+        "validators": [
+            _validator_result(sample, snapshot.stake_rao(sample.validator_hotkey))
+            for sample in samples
+        ],
+        "final_passed": verdict(samples, snapshot),
+        "latency_ms": newest_latency_ms(samples),
+    }
+    return JsonResponse(orjson.dumps(answer))
+
+
+@router.post(
+    "",
+    response_model=LatestTaskResponse,
+    responses=documented(401, 403, 409, 413, 422, 503),
+    openapi_extra=signed(TaskAnnouncement),
+)
+async def announce(request: ByAdmin, parts: TheService) -> dict[str, int]:
+    """Announce the latest task; it never goes backwards."""
+    body = await admin_body(request, TaskAnnouncement, parts)
+    await asyncio.wrap_future(parts.writer.announce_task(request, body.task_id))
+    return {"task_id": body.task_id}

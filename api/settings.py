@@ -1,0 +1,76 @@
+"""What the API may be told from outside. Read once per process and passed in."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from warehouse.hotkeys import InvalidHotkeyError, public_key
+
+
+def _listed(value: object) -> object:
+    """Take a comma separated text apart; anything else stays as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+class ApiSettings(BaseSettings):
+    """Settings of the API; each is an environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True)
+
+    admin_hotkeys: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Hotkeys that may announce tasks and keep the blacklist, by comma."
+    )
+    signature_expiry_seconds: int = Field(
+        300, gt=0, description="How far X-Timestamp may be from the server's clock, either way."
+    )
+    require_signature_v2: Literal["none", "admin", "all"] = Field(
+        "none", description="Which routes refuse scheme 1: none, admin routes, or all signed ones."
+    )
+    max_body_size: int = Field(2 * 2**20, gt=0, description="Bytes of a request body, at most.")
+    samples_per_batch_max: int = Field(100, gt=0, description="Samples in one batch, at most.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may read the API, by comma. Empty: every origin, without "
+        "credentials.",
+    )
+    snapshot_poll_seconds: float = Field(
+        0.25, gt=0, description="How often the pointer to the current generation is read."
+    )
+    cache_max_age_seconds: int = Field(
+        2, ge=0, description="How long caches may keep an answer of a materialised route."
+    )
+    past_weights_max_age_seconds: int = Field(
+        86_400, ge=0, description="How long caches may keep the weights of one named snapshot."
+    )
+    metagraph_stale_seconds: int = Field(
+        900, gt=0, description="Age from which the metagraph counts as not synced: three intervals."
+    )
+    retry_after_seconds: int = Field(
+        2, gt=0, description="What Retry-After says when the log or the tables are not available."
+    )
+    rendered_bytes_max: int = Field(
+        16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
+    )
+
+    @field_validator("admin_hotkeys", "cors_origins", mode="before")
+    @classmethod
+    def _by_comma(cls, value: object) -> object:
+        return _listed(value)
+
+    @field_validator("admin_hotkeys")
+    @classmethod
+    def _real_hotkeys(cls, value: frozenset[str]) -> frozenset[str]:
+        for hotkey in sorted(value):
+            try:
+                public_key(hotkey)
+            except InvalidHotkeyError:
+                raise ValueError(f"ADMIN_HOTKEYS: {hotkey!r} is not an SS58 address") from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _every_origin_is_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return () if "*" in value else value

@@ -1,0 +1,145 @@
+"""The current generation as this worker serves it, and the thread that follows the pointer.
+
+A snapshot is loaded whole before anybody sees it, and then one reference is replaced: a request
+that took a snapshot finishes on it. What is asked often is rendered here once; what is asked for
+one hotkey is rendered on demand and kept in a cache bounded by bytes.
+"""
+
+import logging
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import NamedTuple
+
+import duckdb
+import orjson
+
+from api import rendering
+from api.caching import RenderedAnswers
+from api.errors import NotReadyError
+from api.settings import ApiSettings
+from warehouse.generation import Generation, Generations, open_generation
+
+logger = logging.getLogger(__name__)
+
+
+class Validator(NamedTuple):
+    """A validator of the metagraph snapshot."""
+
+    stake_rao: int
+    is_registered: bool
+
+
+class Snapshot:
+    """One generation, loaded. Immutable; threads share it.
+
+    Raises `duckdb.Error`, `GenerationError` or `ValueError` when the file is no whole generation.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        # Never closed by hand: requests may still read. It closes with the last reference.
+        self._connection = connection = open_generation(generation)
+        row = rendering.generation_row(connection)
+        if row["snapshot_id"] != generation.snapshot_id:
+            raise ValueError(f"the file of {generation.snapshot_id} holds {row['snapshot_id']}")
+        self.snapshot_id = generation.snapshot_id
+        self.etag = f'"{generation.snapshot_id}"'
+        self.computed_at_ms: int = row["computed_at_ms"]
+        self.valid_until_ms: int = row["valid_until_ms"]
+        self.metagraph_synced_at_ms: int = row["metagraph_synced_at_ms"]
+        validators = connection.execute("SELECT hotkey, stake_rao, is_registered FROM validators")
+        self.validators = {
+            hotkey: Validator(stake_rao, is_registered)
+            for hotkey, stake_rao, is_registered in validators.fetchall()
+        }
+        self.blacklisted = frozenset(
+            hotkey for (hotkey,) in connection.execute("SELECT hotkey FROM blacklist").fetchall()
+        )
+        miners = rendering.miners(connection)
+        self.miners = {miner["hotkey"]: orjson.dumps(miner) for miner in miners}
+        self.miners_by_uid = {miner["uid"]: self.miners[miner["hotkey"]] for miner in miners}
+        self.valid_miners = rendering.miners_list(miners, only_valid=True)
+        self.answers = {
+            "/weights": rendering.weights(connection),
+            "/scores": rendering.scores(connection, self.computed_at_ms),
+            "/scores/rank": rendering.ranks(connection),
+            "/scores/stats": rendering.stats(connection),
+            "/scores/validators": rendering.validator_summaries(connection),
+            "/miners/list": rendering.miners_list(miners, only_valid=False),
+        }
+
+    def stake_rao(self, hotkey: str) -> int:
+        """Return the weight of a hotkey's votes: its stake if it is registered, else 0."""
+        validator = self.validators.get(hotkey)
+        return validator.stake_rao if validator and validator.is_registered else 0
+
+    def is_registered(self, hotkey: str) -> bool:
+        """Tell whether the hotkey may submit samples."""
+        validator = self.validators.get(hotkey)
+        return validator is not None and validator.is_registered
+
+    def render(
+        self, question: Callable[[duckdb.DuckDBPyConnection, str], bytes], hotkey: str
+    ) -> bytes:
+        """Answer a question about one hotkey, on a cursor of its own."""
+        with self._connection.cursor() as cursor:
+            return question(cursor, hotkey)
+
+
+class Snapshots:
+    """Follows the pointer to the current generation. `open` before use, `close` after it."""
+
+    def __init__(self, settings: ApiSettings, generations: Generations) -> None:
+        self.generations = generations
+        self.rendered = RenderedAnswers(settings.rendered_bytes_max)
+        self.problem: str | None = None
+        self._poll_seconds = settings.snapshot_poll_seconds
+        self._latest: Snapshot | None = None
+        self._closing = Event()
+        self._thread = Thread(target=self._follow, name="snapshots", daemon=True)
+
+    def open(self) -> None:
+        """Load the current generation if there is one, then follow the pointer."""
+        self.refresh()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following."""
+        self._closing.set()
+        self._thread.join()
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The newest generation that could be loaded, None before the first."""
+        return self._latest
+
+    def current(self) -> Snapshot:
+        """Return the newest generation that could be loaded.
+
+        Raises `NotReadyError` before the first: nothing is known then, and that is not the same as
+        an empty answer.
+        """
+        if self._latest is None:
+            raise NotReadyError
+        return self._latest
+
+    def refresh(self) -> None:
+        """Look at the pointer once. What cannot be loaded leaves the last good one in force."""
+        try:
+            generation = self.generations.current()
+            if generation is None:
+                problem = "the pointer to the current generation is gone" if self._latest else None
+            elif self._latest and self._latest.snapshot_id == generation.snapshot_id:
+                problem = None
+            else:
+                self._latest = Snapshot(generation)
+                problem = None
+                logger.info("serving generation %s", generation.snapshot_id)
+        except Exception as error:  # noqa: BLE001  (whatever is wrong, the last good one stays)
+            problem = f"the current generation cannot be loaded: {error}"
+        if problem and problem != self.problem:
+            logger.error("%s", problem)
+        self.problem = problem
+
+    def _follow(self) -> None:
+        while not self._closing.wait(self._poll_seconds):
+            self.refresh()
