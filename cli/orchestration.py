@@ -1,0 +1,101 @@
+"""`leoma dagster`: the processes of a deployment, each started as Dagster's own tool starts it.
+
+Location and home are fixed here, so that the sensor finds its cursor again after a restart: Dagster
+keeps it by the name of the location, and that name would otherwise contain the port.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from cli.failures import one_line, read_settings
+from warehouse.settings import WarehouseSettings
+
+LOCATION = "leoma"
+PORT = click.IntRange(1, 65_535)
+WORKSPACE = """\
+load_from:
+  - grpc_server:
+      host: {host}
+      port: {port}
+      location_name: {location}
+"""
+
+
+def dagster_home() -> Path:
+    """Return DAGSTER_HOME, made and configured; LEOMA_HOME/dagster where none is set."""
+    given = os.environ.get("DAGSTER_HOME")
+    home = Path(given) if given else read_settings(WarehouseSettings).leoma_home / "dagster"
+    home = home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        with as_file(files("pipelines") / "dagster.yaml") as ours:
+            shutil.copyfile(ours, home / "dagster.yaml")
+    return home
+
+
+def become(arguments: Sequence[str]) -> NoReturn:
+    """Turn this process into `python -m arguments...` with DAGSTER_HOME set."""
+    with one_line(OSError):
+        os.environ["DAGSTER_HOME"] = str(dagster_home())
+    sys.stdout.flush()
+    # Our own interpreter and modules: nothing here comes from outside.
+    os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
+
+
+def workspace_options(host: str, port: int) -> list[str]:
+    """Write the workspace file that names the code server; return the options that point to it."""
+    with one_line(OSError):
+        path = dagster_home() / f"workspace-{port}.yaml"
+        path.write_text(WORKSPACE.format(host=host, port=port, location=LOCATION))
+    return ["-w", str(path)]
+
+
+@click.group()
+def dagster() -> None:
+    """Start one of Dagster's processes.
+
+    DAGSTER_HOME is LEOMA_HOME/dagster unless it is set. The code server needs the settings of the
+    pipelines (CHAIN_SOURCE, NETUID, ...); the other two only reach it.
+    """
+
+
+@dagster.command("code-server")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=4000, show_default=True, type=PORT)
+def code_server(*, host: str, port: int) -> None:
+    """Start the code server, which runs the pipelines."""
+    become(
+        [
+            *("dagster", "code-server", "start", "-h", host, "-p", str(port)),
+            *("-m", "pipelines.definitions", "--use-python-environment-entry-point"),
+        ]
+    )
+
+
+@dagster.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=3000, show_default=True, type=PORT)
+@click.option("--code-host", default="127.0.0.1", show_default=True, help="The code server's.")
+@click.option("--code-port", default=4000, show_default=True, type=PORT)
+def webserver(*, host: str, port: int, code_host: str, code_port: int) -> None:
+    """Start the web server with Dagster's UI.
+
+    It asks nobody for a password: keep it on loopback or behind something that does.
+    """
+    options = workspace_options(code_host, code_port)
+    become(["dagster_webserver", "-h", host, "-p", str(port), *options])
+
+
+@dagster.command()
+@click.option("--code-host", default="127.0.0.1", show_default=True, help="The code server's.")
+@click.option("--code-port", default=4000, show_default=True, type=PORT)
+def daemon(*, code_host: str, code_port: int) -> None:
+    """Start the daemon, which runs schedules, the sensor and the queue."""
+    become(["dagster._daemon", "run", *workspace_options(code_host, code_port)])

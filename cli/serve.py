@@ -1,0 +1,77 @@
+"""`leoma serve`: the API in one or more worker processes."""
+
+import multiprocessing
+import socket
+
+import click
+import uvicorn
+from starlette.types import ASGIApp
+
+from api.app import create_app
+from api.settings import ApiSettings
+from cli.failures import read_settings
+from cli.leash import follow_parent
+from warehouse.settings import WarehouseSettings
+
+GRACEFUL_SECONDS = 10
+
+
+def app_from_environment() -> ASGIApp:
+    """Build the app in a worker from the environment's settings; uvicorn's factory.
+
+    A worker that a supervisor started ends with it, so that none keeps the port and the log when
+    the supervisor is killed.
+    """
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None and supervisor.pid is not None:
+        follow_parent(supervisor.pid)
+    return create_app(ApiSettings(), WarehouseSettings())
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise a failure that says so if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; "
+                "choose another one with --host and --port"
+            ) from error
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+def serve(*, host: str, port: int, workers: int, log_level: str) -> None:
+    """Serve the API.
+
+    All workers share one log and one warehouse (LEOMA_HOME, LOG_URL, WAREHOUSE_URL). SIGTERM and
+    Ctrl-C finish the requests under way. An API document is served under /docs.
+    """
+    # A bad setting is one line here instead of a traceback of every worker.
+    read_settings(ApiSettings)
+    read_settings(WarehouseSettings)
+    refuse_taken_port(host, port)
+    uvicorn.run(
+        "cli.serve:app_from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        loop="uvloop",
+        http="httptools",
+        log_level=log_level,
+        access_log=log_level == "debug",
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
