@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -81,6 +82,10 @@ class Generations:
 
         Raises `GenerationError` when the pointer is there but cannot be read.
         """
+        pointed = self._pointed()
+        return self._generation(pointed["snapshot_id"]) if pointed else None
+
+    def _pointed(self) -> dict[str, Any] | None:
         try:
             content = self.pointer.read_bytes()
         except FileNotFoundError:
@@ -88,13 +93,13 @@ class Generations:
         except OSError as error:
             raise GenerationError(f"the pointer {self.pointer} cannot be read: {error}") from error
         try:
-            snapshot_id = json.loads(content)["snapshot_id"]
-            is_name = NAME.fullmatch(snapshot_id) is not None
+            pointed: dict[str, Any] = json.loads(content)
+            is_whole = bool(NAME.fullmatch(pointed["snapshot_id"])) and pointed["watermark"] >= 0
         except (ValueError, KeyError, TypeError):
-            is_name = False
-        if not is_name:
+            is_whole = False
+        if not is_whole:
             raise GenerationError(f"the pointer {self.pointer} names no generation")
-        return self._generation(snapshot_id)
+        return pointed
 
     def kept(self) -> list[Generation]:
         """Return the generations that are still there, newest first."""
@@ -135,7 +140,8 @@ class Generations:
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = self.settings.warehouse_path / "publish.lock"
         with locked(lock, self.settings.publish_lock_seconds_max):
-            newest = self._refuse_stale(int(str(info["watermark"])))
+            watermark = int(str(info["watermark"]))
+            newest = self._refuse_stale(watermark)
             computed_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
             instant = datetime.fromtimestamp(computed_at_ms // 1000, UTC)
             generation = self._generation(
@@ -150,7 +156,7 @@ class Generations:
             info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
             archive = archive or ArchiveFiles()
             self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
-            self._point_to(generation, archive)
+            self._point_to(generation, watermark, archive)
         return generation
 
     def retain(self) -> tuple[int, set[Path]]:
@@ -188,17 +194,15 @@ class Generations:
 
     def _refuse_stale(self, watermark: int) -> int:
         """Return when the current generation was computed, 0 without one."""
-        current = self.current()
-        if current is None:
+        pointed = self._pointed()
+        if pointed is None:
             return 0
-        with open_generation(current) as connection:
-            rows = connection.execute("SELECT watermark FROM generation").fetchall()
-        if rows[0][0] > watermark:
+        if pointed["watermark"] > watermark:
             raise StaleRunError(
-                f"generation {current.snapshot_id} counts the log up to {rows[0][0]}, "
-                f"this run only up to {watermark}"
+                f"generation {pointed['snapshot_id']} counts the log up to "
+                f"{pointed['watermark']}, this run only up to {watermark}"
             )
-        return current.computed_at_ms
+        return self._generation(pointed["snapshot_id"]).computed_at_ms
 
     def _build(
         self, path: Path, tables: Iterable[tuple[Table, pa.Table]], archive: ArchiveFiles
@@ -216,10 +220,10 @@ class Generations:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _point_to(self, generation: Generation, archive: ArchiveFiles) -> None:
+    def _point_to(self, generation: Generation, watermark: int, archive: ArchiveFiles) -> None:
         files = [str(path) for path in (*archive.votes, *archive.texts)]
         write_durably(generation.path.with_suffix(".json"), json.dumps(files).encode())
-        pointed = {"snapshot_id": generation.snapshot_id}
+        pointed = {"snapshot_id": generation.snapshot_id, "watermark": watermark}
         # From this rename on the new generation is the current one, whatever crashes.
         write_durably(self.pointer, json.dumps(pointed).encode())
         temporary = temporary_beside(self.stable_name)

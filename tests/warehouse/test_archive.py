@@ -1,0 +1,210 @@
+import os
+import time
+
+import polars as pl
+import pytest
+
+from tests.warehouse.builders import append, hotkey, request, sample, settings
+from warehouse.archive import Archive, ArchiveError
+from warehouse.export import (
+    compact_texts,
+    differences,
+    export_submissions,
+    export_texts,
+    export_votes,
+)
+from warehouse.sqlite_keeper import SqliteKeeper
+from warehouse.sqlite_log import SqliteLog
+
+
+@pytest.fixture
+def log(tmp_path):
+    opened = SqliteLog(settings(tmp_path, archive_tasks_per_partition=10))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def archive(log):
+    return Archive(log.settings)
+
+
+def export_all(archive, log, rows_max=10**6):
+    export_votes(archive, log, log.head())
+    export_texts(archive, log, log.head(), rows_max)
+    export_submissions(archive, log, log.head())
+
+
+def rows(archive):
+    votes = archive.votes(archive.manifest()).sort("seq")
+    return votes.select("seq", "task_id", "is_passed").rows()
+
+
+def test_an_archive_that_was_never_written_is_empty(archive):
+    assert archive.manifest().watermark == 0
+    assert archive.votes(archive.manifest()).height == 0
+
+
+def test_partitions_hold_the_newest_version_of_each_sample(log, archive):
+    append(log, sample("a", 1), sample("a", 1, passed=False), sample("a", 25), sample("a", "x"))
+    exported = export_votes(archive, log, log.head())
+    assert (exported.new_rows, exported.partitions) == (4, 3)
+    assert rows(archive) == [(3, 1, False), (4, 25, True), (5, None, True)]
+    append(log, sample("a", 25, passed=False), sample("b", 26))
+    exported = export_votes(archive, log, log.head())
+    assert (exported.new_rows, exported.partitions) == (2, 1)
+    assert rows(archive) == [(3, 1, False), (5, None, True), (7, 25, False), (8, 26, True)]
+    assert archive.manifest().current_samples == 4
+    assert set(archive.manifest().votes) == {"0", "2", "untasked"}
+
+
+def test_export_is_idempotent_and_goes_only_as_far_as_asked(log, archive):
+    append(log, sample("a", 1))
+    append(log, sample("a", 2))
+    export_votes(archive, log, 2)
+    assert rows(archive) == [(2, 1, True)]
+    export_votes(archive, log, 2)
+    assert rows(archive) == [(2, 1, True)]
+    export_votes(archive, log, log.head())
+    assert rows(archive) == [(2, 1, True), (4, 2, True)]
+
+
+def test_an_archive_made_at_once_equals_one_made_in_steps(log, archive, tmp_path):
+    for number in range(30):
+        one = sample(f"m{number % 3}", number % 11, passed=number % 2 == 0)
+        append(log, one, signer=f"v{number % 4}")
+        if number % 7 == 0:
+            export_votes(archive, log, log.head())
+    export_votes(archive, log, log.head())
+    fresh_settings = log.settings.model_copy(update={"warehouse_url": str(tmp_path / "fresh")})
+    fresh = Archive(fresh_settings)
+    export_votes(fresh, log, log.head())
+    assert rows(fresh) == rows(archive)
+    assert fresh.manifest().current_samples == archive.manifest().current_samples
+
+
+def test_an_unreadable_manifest_is_not_an_empty_archive(log, archive):
+    append(log, sample())
+    export_votes(archive, log, log.head())
+    (archive.directory / "manifest.json").write_text("{")
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        export_votes(archive, log, log.head())
+
+
+def test_a_lost_file_is_an_error(log, archive):
+    append(log, sample())
+    export_votes(archive, log, log.head())
+    (part,) = archive.manifest().votes.values()
+    (archive.directory / part.file).unlink()
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        archive.votes(archive.manifest())
+
+
+def test_an_archive_ahead_of_its_log_is_an_error(log, archive, tmp_path):
+    append(log, sample())
+    export_votes(archive, log, log.head())
+    elsewhere = settings(tmp_path / "elsewhere", warehouse_url=str(log.settings.warehouse_path))
+    other = SqliteLog(elsewhere)
+    with pytest.raises(ArchiveError, match="another or an older log"):
+        export_votes(Archive(elsewhere), other, other.head())
+    other.close()
+
+
+def test_texts_follow_in_bounded_steps(log, archive):
+    append(log, sample("a", 1, prompt="one"))
+    append(log, sample("a", 2, prompt="two"))
+    assert export_texts(archive, log, log.head(), 1) == 2
+    append(log, sample("a", 3, prompt="three"))
+    assert export_texts(archive, log, log.head(), 1) == 1
+    assert export_texts(archive, log, log.head(), 1) == 0
+    texts = pl.concat([archive.read(part) for part in archive.manifest().texts])
+    assert texts["prompt"].to_list() == ["one", "two", "three"]
+
+
+def test_compaction_merges_files_and_drops_superseded_texts(log, archive):
+    for number in range(4):
+        append(log, sample("a", number // 2, prompt=str(number)))
+        export_all(archive, log)
+    assert len(archive.manifest().texts) == 4
+    assert compact_texts(archive) == 4
+    (part,) = archive.manifest().texts
+    assert archive.read(part)["prompt"].to_list() == ["1", "3"]
+    assert compact_texts(archive) == 0
+    assert differences(archive, log, log.head()) == []
+
+
+def test_no_difference_between_log_and_archive(log, archive):
+    append(log, sample("a", 1), sample("a", 1), sample("b", "x", confidence=None))
+    log.announce_task(request("admin"), 4).result(30)
+    export_all(archive, log)
+    append(log, sample("a", 1))
+    export_votes(archive, log, log.head())
+    assert differences(archive, log, 5) == []
+
+
+def test_what_is_not_archived_yet_is_a_difference(log, archive):
+    append(log, sample())
+    export_votes(archive, log, log.head())
+    assert differences(archive, log, 2) == ["the archive's submissions end at seq 0, before 2"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "finding"),
+    [
+        (("votes", "is_passed", False), "sample 2 differs in the archive"),
+        (("votes", "miner_hotkey", "x"), "sample 2 is not in the archive"),
+        (("submissions", "body", b"x"), "submission 1 is not in the archive as it arrived"),
+        (("submissions", "timestamp", "1"), "submission 1 is not in the archive as it arrived"),
+        (("texts", "seq", 77), "the texts of sample 2 are not in the archive"),
+    ],
+)
+def test_a_changed_archive_is_found(log, archive, harm, finding):
+    folder, column, value = harm
+    append(log, sample("a", 1))
+    export_all(archive, log)
+    manifest = archive.manifest()
+    parts = {"votes": [*manifest.votes.values()], "texts": manifest.texts}
+    part = parts.get(folder, manifest.submissions)[0]
+    rows = archive.read(part)
+    changed = rows.with_columns(pl.lit(value).cast(rows.schema[column]).alias(column))
+    changed.write_parquet(archive.directory / part.file)
+    assert finding in differences(archive, log, log.head())
+
+
+def test_the_log_forgets_only_what_the_archive_holds(log, archive):
+    append(log, sample("a", 1), sample("b", 1))
+    append(log, sample("a", 2))
+    export_all(archive, log)
+    before = rows(archive)
+    keeper = SqliteKeeper(log.settings)
+    assert differences(archive, log, 3) == []
+    keeper.drop_through(3)
+    append(log, sample("b", 1, passed=False))
+    export_all(archive, log)
+    assert rows(archive) == [before[0], before[2], (7, 1, False)]
+    assert differences(archive, log, log.head()) == []
+    assert keeper.check() == []
+    # Without its archive the log cannot say any more what it once held.
+    (archive.directory / "manifest.json").unlink()
+    with pytest.raises(ArchiveError, match="restore the archive"):
+        export_votes(archive, log, log.head())
+    keeper.close()
+
+
+def test_files_that_nobody_names_go_once_they_are_old(log, archive):
+    append(log, sample("a", 1))
+    export_votes(archive, log, log.head())
+    (old,) = archive.manifest().votes.values()
+    append(log, sample("a", 2))
+    export_votes(archive, log, log.head())
+    assert archive.remove_unnamed(set()) == 0
+    path = archive.directory / old.file
+    hours_ago = time.time() - 7200
+    for file in archive.directory.rglob("*.parquet"):
+        os.utime(file, (hours_ago, hours_ago))
+    assert archive.remove_unnamed({path}) == 0
+    assert archive.remove_unnamed(set()) == 1
+    assert not path.exists()
+    assert len(rows(archive)) == 2
+    assert rows(archive)[0][0] == 2
+    assert hotkey("a") in archive.votes(archive.manifest())["miner_hotkey"].to_list()

@@ -1,0 +1,206 @@
+import subprocess
+import sys
+import time
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from tests.warehouse.builders import settings
+from warehouse.generation import (
+    ArchiveFiles,
+    GenerationError,
+    Generations,
+    StaleRunError,
+    open_generation,
+)
+from warehouse.tables import COMPUTED_TABLES, GENERATION
+
+EMPTY = {table.name: table.arrow_schema().empty_table() for table in COMPUTED_TABLES}
+
+
+def info(**values):
+    defaults = {
+        "valid_until_ms": 2,
+        "watermark": 0,
+        "netuid": 99,
+        "block": 1,
+        "metagraph_snapshot": "snapshots/1.parquet",
+        "metagraph_synced_at_ms": 1,
+        "winner_uid": 0,
+        "burn_reason": "no_rank",
+        "total_samples": 0,
+        "parameters": "{}",
+        "code_version": "0",
+    }
+    return defaults | values
+
+
+def blacklist(*hotkeys):
+    rows = [{"hotkey": name, "added_by": "admin", "created_at_ms": 1} for name in hotkeys]
+    declared = next(table for table in COMPUTED_TABLES if table.name == "blacklist")
+    return EMPTY | {"blacklist": pa.Table.from_pylist(rows, schema=declared.arrow_schema())}
+
+
+@pytest.fixture
+def generations(tmp_path):
+    return Generations(settings(tmp_path))
+
+
+def test_before_the_first_publication(generations):
+    assert generations.current() is None
+    assert generations.kept() == []
+    assert generations.at(time.time_ns()) is None
+
+
+def test_what_was_published_is_current_and_complete(generations):
+    published = generations.publish(blacklist("5a"), info(watermark=7))
+    assert generations.current() == published
+    with open_generation(published) as connection:
+        names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
+        assert names == {"samples", "generation", *EMPTY}
+        assert connection.execute("SELECT hotkey FROM blacklist").fetchall() == [("5a",)]
+        row = connection.execute("SELECT * FROM generation").to_arrow_table().to_pylist()[0]
+    assert set(row) == set(GENERATION.names)
+    assert (row["watermark"], row["snapshot_id"]) == (7, published.snapshot_id)
+    assert row["computed_at_ms"] == published.computed_at_ms
+
+
+def test_a_generation_cannot_be_written_by_its_readers(generations):
+    published = generations.publish(EMPTY, info())
+    with open_generation(published) as connection, pytest.raises(duckdb.Error, match="read-only"):
+        connection.execute("DELETE FROM blacklist")
+
+
+def test_names_are_never_reused_and_sort_by_time(generations):
+    published = [generations.publish(EMPTY, info()) for _ in range(5)]
+    names = [generation.snapshot_id for generation in published]
+    assert len(set(names)) == 5
+    assert sorted(names) == names
+    assert [generation.snapshot_id for generation in generations.kept()] == names[::-1]
+
+
+def test_equal_rows_have_equal_digests_and_other_rows_another(generations):
+    one = generations.publish(blacklist("5a"), info())
+    same = generations.publish(blacklist("5a"), info(block=2))
+    other = generations.publish(blacklist("5b"), info())
+    digests = [name.snapshot_id.split("-")[1] for name in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_generations_are_found_by_name_and_by_time(generations):
+    first = generations.publish(EMPTY, info())
+    second = generations.publish(EMPTY, info())
+    assert generations.find(first.snapshot_id) == first
+    assert generations.find("20200101T000000000Z-00000000") is None
+    assert generations.find("../../etc/passwd") is None
+    assert generations.at(first.computed_at_ms) == first
+    assert generations.at(second.computed_at_ms - 1) == first
+    assert generations.at(second.computed_at_ms) == second
+    assert generations.at(first.computed_at_ms - 1) is None
+
+
+def test_a_run_that_counts_less_of_the_log_publishes_nothing(generations):
+    published = generations.publish(EMPTY, info(watermark=10))
+    with pytest.raises(StaleRunError, match="up to 10, this run only up to 9"):
+        generations.publish(EMPTY, info(watermark=9))
+    assert generations.current() == published
+    assert len(generations.kept()) == 1
+
+
+@pytest.mark.parametrize("harm", ["missing table", "missing column", "null", "type"])
+def test_tables_that_do_not_fit_are_not_published(generations, harm):
+    tables = dict(blacklist("5a"))
+    if harm == "missing table":
+        del tables["ranks"]
+    elif harm == "missing column":
+        tables["blacklist"] = tables["blacklist"].drop_columns(["added_by"])
+    elif harm == "null":
+        tables["blacklist"] = pa.table(
+            {"hotkey": [None], "reason": ["x"], "added_by": ["x"], "created_at_ms": [1]}
+        )
+    else:
+        tables["blacklist"] = pa.table(
+            {"hotkey": ["x"], "reason": ["x"], "added_by": ["x"], "created_at_ms": ["soon"]}
+        )
+    with pytest.raises((GenerationError, duckdb.ConstraintException)):
+        generations.publish(tables, info())
+    assert generations.current() is None
+    assert generations.kept() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"snapshot_id": "../x"}', b"\xff"])
+def test_a_pointer_that_cannot_be_read_is_not_an_empty_warehouse(generations, content):
+    generations.publish(EMPTY, info())
+    generations.pointer.write_bytes(content)
+    with pytest.raises(GenerationError):
+        generations.current()
+
+
+def test_a_truncated_generation_is_an_error(generations):
+    published = generations.publish(EMPTY, info())
+    published.path.write_bytes(published.path.read_bytes()[:1000])
+    with pytest.raises(GenerationError):
+        open_generation(published)
+
+
+# An analyst is another process: one session, opened once, asked again and again.
+ANALYST = """
+import duckdb, sys
+session = duckdb.connect(sys.argv[1], read_only=True)
+for _ in sys.stdin:
+    print(session.execute("SELECT hotkey FROM blacklist").fetchall(), flush=True)
+"""
+
+
+def test_an_open_session_outlives_twenty_publications(generations):
+    generations.publish(blacklist("5first"), info())
+    command = [sys.executable, "-c", ANALYST, str(generations.stable_name)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as analyst:
+        for number in range(20):
+            generations.publish(blacklist(f"5{number:05}"), info())
+            analyst.stdin.write("\n")
+            analyst.stdin.flush()
+            assert analyst.stdout.readline() == "[('5first',)]\n"
+            with open_generation(generations.current()) as connection:
+                newest = connection.execute("SELECT hotkey FROM blacklist").fetchall()
+            assert newest == [(f"5{number:05}",)]
+        analyst.stdin.close()
+    assert analyst.returncode == 0
+    with duckdb.connect(str(generations.stable_name), read_only=True) as connection:
+        assert connection.execute("SELECT hotkey FROM blacklist").fetchall() == [("500019",)]
+
+
+def test_retention_keeps_the_newest_the_hourly_and_the_current(tmp_path):
+    generations = Generations(settings(tmp_path, generations_kept=2, generations_hourly_days=0))
+    published = [generations.publish(EMPTY, info()) for _ in range(5)]
+    removed, named = generations.retain()
+    assert (removed, named) == (3, set())
+    assert generations.kept() == published[:2:-1]
+    assert not list(generations.directory.glob(f"{published[0].snapshot_id}*"))
+    hourly = Generations(settings(tmp_path, generations_kept=2, generations_hourly_days=1))
+    # The newest of an hour long ago stays for a day, an older one of that hour goes.
+    now_ms = time.time_ns() // 1_000_000
+    for minutes in (5 * 60, 5 * 60 + 1, 48 * 60):
+        stamp = time.gmtime((now_ms // 3_600_000 * 3600) - minutes * 60)
+        name = time.strftime("%Y%m%dT%H%M%S000Z-00000000", stamp)
+        (generations.directory / f"{name}.duckdb").write_bytes(b"")
+    assert hourly.retain()[0] == 2 if minutes_share_an_hour(now_ms) else 1
+    assert hourly.current() == published[-1]
+
+
+def minutes_share_an_hour(now_ms):
+    """5:00 and 5:01 before a full hour lie in two hours, each the newest of its own."""
+    return (now_ms // 3_600_000 * 60 - 300) // 60 == (now_ms // 3_600_000 * 60 - 301) // 60
+
+
+def test_retention_says_which_archive_files_are_still_named(generations, tmp_path):
+    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    for path in (old, new):
+        duckdb.sql("SELECT 1::BIGINT AS seq").write_parquet(str(path))
+    generations.publish(EMPTY, info(), ArchiveFiles((old,)))
+    generations.publish(EMPTY, info(), ArchiveFiles((new,)))
+    assert generations.retain() == (0, {old, new})
+    with open_generation(generations.current()) as connection:
+        assert connection.execute("SELECT * FROM samples").fetchall() == [(1,)]

@@ -1,0 +1,340 @@
+import itertools
+import multiprocessing
+from concurrent.futures import wait
+
+import apsw
+import pytest
+
+from tests.warehouse.builders import append, hotkey, request, sample, settings
+from warehouse.log import (
+    LogBusyError,
+    LogUnavailableError,
+    NotBlacklistedError,
+    RefusedError,
+    SignatureUsedError,
+    TaskGoesBackwardsError,
+)
+from warehouse.records import Evaluation
+from warehouse.sqlite_keeper import SqliteKeeper
+from warehouse.sqlite_log import SqliteLog
+
+
+@pytest.fixture
+def log(tmp_path):
+    opened = SqliteLog(settings(tmp_path))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def keeper(log):
+    opened = SqliteKeeper(log.settings)
+    yield opened
+    opened.close()
+
+
+def raw(log):
+    return apsw.Connection(str(log.path))
+
+
+def test_an_empty_log(log, keeper):
+    assert log.head() == 0
+    assert log.newest_samples(10) == []
+    assert log.latest_sampled_task() is None
+    assert log.admin_state().blacklist == {}
+    assert keeper.check() == []
+
+
+def test_what_was_appended_is_read_back(log, keeper):
+    first = append(log, sample(task=1), sample(task=2, passed=False, reasoning=None))
+    second = append(log, sample(task="legacy"))
+    assert (first.submission_seq, first.sample_count, first.is_replay) == (1, 2, False)
+    assert second.submission_seq == 4
+    newest = log.newest_samples(10)
+    assert [(row.seq, row.task_id, row.sample_id, row.passed) for row in newest] == [
+        (5, None, "legacy", True),
+        (3, 2, "2", False),
+        (2, 1, "1", True),
+    ]
+    assert newest[1].reasoning is None
+    assert newest[2].received_at_ms == first.received_at_ms
+    assert log.submission_samples(1) == [newest[2], newest[1]]
+    assert log.head() == 5
+    assert log.latest_sampled_task() == 2
+    assert keeper.check() == []
+
+
+def test_another_process_reads_what_was_acknowledged(log):
+    append(log, sample())
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_head, (log.settings,)) == 2
+
+
+def _head(warehouse_settings):
+    reader = SqliteKeeper(warehouse_settings)
+    try:
+        return reader.head()
+    finally:
+        reader.close()
+
+
+def test_processes_append_at_once_without_gap_or_loss(log, keeper):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        seqs = pool.starmap(_append_many, [(log.settings, n) for n in range(3)])
+    assert len(set(itertools.chain.from_iterable(seqs))) == 3 * 40
+    assert log.head() == 3 * 40 * 3
+    assert len(log.newest_samples(1000)) == 3 * 40 * 2
+    assert keeper.check() == []
+
+
+def _append_many(warehouse_settings, number):
+    log = SqliteLog(warehouse_settings)
+    signer = f"validator{number}"
+    futures = [
+        log.append_samples(request(signer, task), [sample("a", task), sample("b", task)], None)
+        for task in range(40)
+    ]
+    seqs = [future.result(60).submission_seq for future in futures]
+    log.close()
+    return seqs
+
+
+def test_lists_show_the_newest_version_only(log):
+    append(log, sample("a", 1), sample("b", 1))
+    append(log, sample("a", 1, passed=False))
+    append(log, sample("a", 1), signer="other")
+    assert [row.seq for row in log.newest_samples(10)] == [7, 5, 3]
+    assert [row.seq for row in log.newest_samples(2)] == [7, 5]
+    assert [row.seq for row in log.samples_of_validator(hotkey("validator"), 10)] == [5, 3]
+    assert [row.seq for row in log.samples_of_miner(hotkey("a"), 10)] == [7, 5]
+    of_task = {row.seq for row in log.samples_of_task("1")}
+    assert of_task == {3, 5, 7}
+    other = hotkey("other")
+    assert [row.seq for row in log.samples_of_task("1", validator_hotkey=other)] == [7]
+    assert {row.seq for row in log.samples_of_task("1", miner_hotkey=hotkey("a"))} == {5, 7}
+    both = {"validator_hotkey": other, "miner_hotkey": hotkey("a")}
+    assert [row.seq for row in log.samples_of_task("1", **both)] == [7]
+    assert log.samples_of_task("2") == []
+
+
+def test_a_signature_is_good_for_one_write(log):
+    signed, samples = request(), [sample()]
+    first = log.append_samples(signed, samples, None).result(30)
+    again = log.append_samples(signed, samples, None).result(30)
+    assert again == first._replace(is_replay=True)
+    assert log.head() == 2
+
+
+def test_a_signature_is_good_for_one_write_within_one_commit(log):
+    signed = request()
+    futures = [log.append_samples(signed, [sample()], None) for _ in range(20)]
+    results = [future.result(30) for future in futures]
+    assert sorted(result.is_replay for result in results) == [False] + [True] * 19
+    assert {result.submission_seq for result in results} == {1}
+    assert log.head() == 2
+
+
+def test_a_replay_never_overwrites_a_newer_vote(log):
+    old = request("validator", "old")
+    log.append_samples(old, [sample(passed=True)], None).result(30)
+    append(log, sample(passed=False))
+    log.append_samples(old, [sample(passed=True)], None).result(30)
+    assert [row.passed for row in log.newest_samples(10)] == [False]
+
+
+def test_a_signature_seen_on_a_get_is_never_a_write(log):
+    signed = request("admin")
+    log.remember_signature(signed.signature).result(30)
+    log.remember_signature(signed.signature).result(30)
+    for append_it in (
+        lambda: log.append_samples(signed, [sample()], None),
+        lambda: log.remove_from_blacklist(signed, hotkey("miner")),
+        lambda: log.announce_task(signed, 5),
+    ):
+        with pytest.raises(SignatureUsedError):
+            append_it().result(30)
+    assert log.head() == 0
+
+
+def test_tasks_are_announced_and_never_go_backwards(log, keeper):
+    log.announce_task(request("admin", 5), 5).result(30)
+    log.announce_task(request("admin", "5 again"), 5).result(30)
+    with pytest.raises(TaskGoesBackwardsError, match="latest announced task is 5"):
+        log.announce_task(request("admin", 4), 4).result(30)
+    assert log.admin_state().latest_task_id == 5
+    assert keeper.check() == []
+
+
+def test_the_blacklist_and_its_history(log, keeper):
+    bad = hotkey("bad")
+    added = log.add_to_blacklist(request("admin", 1), bad, "copies").result(30)
+    log.add_to_blacklist(request("other", 2), bad, "copies all day").result(30)
+    entry = log.admin_state().blacklist[bad]
+    assert entry == (bad, "copies all day", hotkey("admin"), added.received_at_ms)
+    log.remove_from_blacklist(request("admin", 3), bad).result(30)
+    assert log.admin_state().blacklist == {}
+    assert keeper.admin_state_at(2).blacklist[bad].reason == "copies"
+    assert [event.kind for event in log.events_between(0, 99)] == [
+        "blacklist_added",
+        "blacklist_added",
+        "blacklist_removed",
+    ]
+    assert keeper.check() == []
+
+
+def test_another_reader_sees_the_blacklist_at_once(log, keeper):
+    assert keeper.admin_state().blacklist == {}
+    log.add_to_blacklist(request("admin"), hotkey("bad"), None).result(30)
+    assert hotkey("bad") in keeper.admin_state().blacklist
+
+
+def test_a_refused_admin_write_uses_its_signature_up(log):
+    removal, bad = request("admin", "remove"), hotkey("bad")
+    with pytest.raises(NotBlacklistedError):
+        log.remove_from_blacklist(removal, bad).result(30)
+    log.add_to_blacklist(request("admin", "add"), bad, None).result(30)
+    # Whoever captured the refused request cannot free the hotkey with it now.
+    with pytest.raises(SignatureUsedError):
+        log.remove_from_blacklist(removal, bad).result(30)
+    assert bad in log.admin_state().blacklist
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE samples SET passed = 0",
+        "DELETE FROM samples",
+        "DELETE FROM sample_texts",
+        "DELETE FROM submissions",
+        "UPDATE submissions SET hotkey = 'x'",
+        "UPDATE sample_texts SET prompt = ''",
+        "DELETE FROM events",
+        "UPDATE events SET subject = 'x'",
+        "INSERT OR REPLACE INTO events VALUES (4, 0, 'task_announced', '9', NULL, 'x')",
+        "INSERT INTO events VALUES (1, 0, 'task_announced', '9', NULL, 'x')",
+        "INSERT OR REPLACE INTO sample_texts SELECT * FROM sample_texts",
+        "DELETE FROM retention",
+    ],
+)
+def test_the_database_itself_refuses_to_change_history(log, statement):
+    append(log, sample())
+    log.announce_task(request("admin"), 1).result(30)
+    with pytest.raises(apsw.ConstraintError):
+        raw(log).execute(statement)
+
+
+def test_one_append_that_cannot_be_stored_fails_alone(log, keeper):
+    # SQLite stores no lone surrogate; the API refuses it long before, this is the second line.
+    bad = sample(prompt="\ud800")
+    futures = [
+        log.append_samples(request(body=task), [bad if task == 3 else sample(task=task)], None)
+        for task in range(6)
+    ]
+    wait(futures, 30)
+    failed = [type(future.exception()) for future in futures]
+    assert failed == [type(None)] * 3 + [LogUnavailableError] + [type(None)] * 2
+    assert log.head() == 10
+    assert keeper.check() == []
+
+
+def test_too_much_waiting_is_refused_and_not_stored(tmp_path):
+    log = SqliteLog(settings(tmp_path, log_queue_bytes_max=100))
+    with pytest.raises(LogBusyError):
+        log.append_samples(request(), [sample()], None)
+    log.close()
+
+
+def test_closing_finishes_what_was_accepted_and_takes_no_more(tmp_path):
+    log = SqliteLog(settings(tmp_path))
+    futures = [log.append_samples(request(body=n), [sample(task=n)], None) for n in range(30)]
+    log.close()
+    assert all(future.done() and not future.exception() for future in futures)
+    with pytest.raises(LogUnavailableError, match="closing"):
+        log.append_samples(request(), [sample()], None)
+
+
+def test_a_caller_that_gave_up_stores_nothing(log):
+    # Whatever the writer had not begun by then is cancelled; a future says which it was.
+    futures = [log.append_samples(request(body=n), [sample(task=n)], None) for n in range(50)]
+    cancelled = sum(future.cancel() for future in futures)
+    wait(futures, 30)
+    append(log, sample(task=99))
+    assert log.head() == 2 * (50 - cancelled) + 2
+
+
+def test_evaluation_results_wait_in_the_outbox_newest_version_only(log):
+    append(log, sample("a", 1), sample("b", 1), sample("a", 2), sample("a", "legacy"))
+    append(log, sample("a", 1))
+    append(log, sample("a", 1), signer="other")
+    assert log.outbox_depth() == 3
+    rows = raw(log).execute("SELECT task_id, submission_seq FROM outbox").fetchall()
+    assert sorted(rows) == [(1, 6), (1, 8), (2, 1)]
+
+
+def test_the_evaluation_signature_is_kept(log):
+    signed = request()
+    log.append_samples(signed, [sample()], Evaluation("ab", is_verified=False)).result(30)
+    (row,) = next(log.submissions_between(0, 99))
+    assert (row.evaluation_signature, row.is_evaluation_verified) == ("ab", False)
+    assert (row.hotkey, row.signature) == (signed.hotkey, signed.signature)
+
+
+def without_triggers(log):
+    connection = raw(log)
+    for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
+        connection.execute(f'DROP TRIGGER "{name}"')
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("harm", "finding"),
+    [
+        ("DELETE FROM samples WHERE seq = 2", "1 of 5 records are missing"),
+        ("DELETE FROM submissions WHERE seq = 1", "sample without its submission at seq 2"),
+        ("UPDATE samples SET validator_hotkey = 'x' WHERE seq = 2", "without its submission"),
+        ("DELETE FROM sample_texts WHERE seq = 5", "without texts"),
+        ("DELETE FROM samples WHERE seq = 3", "torn submission at seq 1"),
+        ("UPDATE submissions SET hotkey = 'x' WHERE seq = 1", "submission 1 is not signed"),
+        ("UPDATE submissions SET timestamp = '1' WHERE seq = 4", "submission 4 is not signed"),
+        ("UPDATE submissions SET body = x'00' WHERE seq = 4", "cannot be unpacked"),
+    ],
+)
+def test_the_check_finds_harm(log, keeper, harm, finding):
+    append(log, sample("a"), sample("b"))
+    append(log, sample("c"))
+    assert keeper.check() == []
+    without_triggers(log).execute(harm)
+    assert any(finding in found for found in keeper.check())
+
+
+def test_dropping_takes_whole_submissions_and_leaves_events(log, keeper):
+    append(log, sample("a", 1), sample("b", 1))
+    log.announce_task(request("admin"), 7).result(30)
+    append(log, sample("a", 2))
+    # 2 is in the middle of the first submission: all of it goes.
+    assert keeper.drop_through(2) == 3
+    assert [row.task_id for row in log.newest_samples(10)] == [2]
+    assert keeper.dropped_through() == 3
+    assert log.admin_state().latest_task_id == 7
+    assert keeper.check() == []
+    keeper.drop_through(7)
+    assert log.newest_samples(10) == []
+    assert log.head() == 7
+    assert append(log, sample()).submission_seq == 8
+    assert keeper.check() == []
+    with pytest.raises(RefusedError):
+        keeper.drop_through(99)
+
+
+def test_a_file_that_is_no_log_is_refused(tmp_path):
+    warehouse = settings(tmp_path)
+    warehouse.log_path.parent.mkdir(parents=True)
+    warehouse.log_path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(LogUnavailableError):
+        SqliteLog(warehouse)
+
+
+def test_a_log_of_another_version_is_refused(log):
+    raw(log).pragma("user_version", 99)
+    with pytest.raises(LogUnavailableError, match="schema version 99"):
+        SqliteLog(log.settings)
