@@ -6,7 +6,6 @@ import click
 
 from cli.failures import one_line, read_settings
 from cli.options import json_option, print_json
-from pipelines import run
 from pipelines.settings import PipelineSettings
 from warehouse.settings import WarehouseSettings
 
@@ -20,6 +19,8 @@ def materialize(*, is_json: bool) -> None:
     that it published. A run that fails publishes nothing, and the last generation stays in force.
     """
     settings, warehouse = read_settings(PipelineSettings), read_settings(WarehouseSettings)
+    from pipelines import run  # noqa: PLC0415 - it reads the settings, checked above, at import
+
     with one_line(run.MaterializationError, OSError):
         made = run.materialize(settings, warehouse)
     if is_json:
@@ -35,6 +36,8 @@ def materialize(*, is_json: bool) -> None:
 def keep() -> None:
     """Do the nightly work now: compact the archive, drop what is no longer kept."""
     settings, warehouse = read_settings(PipelineSettings), read_settings(WarehouseSettings)
+    from pipelines import run  # noqa: PLC0415 - it reads the settings, checked above, at import
+
     with one_line(run.MaterializationError, OSError):
         run.keep(settings, warehouse)
     click.echo("Done.")

@@ -1,0 +1,78 @@
+# Everything that is done here by hand or by CI. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is installed is known by the content of the locks: a second run has nothing to do.
+id = $(shell cat $(1) pyproject.toml | sha256sum | cut -c1-16)
+RUNTIME := .venv/runtime-$(call id,requirements-build.lock requirements.lock)
+DEV := .venv/dev-$(call id,requirements-build.lock requirements-dev.lock)
+# The lock names every package, so pip need not look for more; `pip check` confirms that below.
+# (pip 23.2 refuses an extra of a hashed requirement otherwise.)
+INSTALL := $(PIP) install --no-deps --require-hashes
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header
+
+.PHONY: help demo test bench lock format clean
+
+help: ## List what can be done
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(RUNTIME) ## Run the whole service with a simulated subnet (ONCE=1: end after the weights)
+	@exec $(BIN)/leoma demo $(if $(ONCE),--once) $(DEMO_FLAGS)
+
+test: $(DEV) ## Run everything that CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && cp pipelines/dagster.yaml "$$home" && \
+		DAGSTER_HOME=$$home LEOMA_HOME=$$home $(BIN)/dagster definitions validate -w workspace.yaml
+	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
+
+bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
+	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
+
+lock: $(DEV) ## Renew the lock files from pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(LOCK) -o requirements-build.lock -
+	$(LOCK) -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+format: $(DEV) ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and what tools left behind, not the data
+	rm -rf .venv build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+		.ruff_cache .schemathesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) lacks venv: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@echo "Making .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+
+$(RUNTIME): | $(BIN)/python
+	@echo "Installing what requirements.lock names ..."
+	@$(INSTALL) -r requirements-build.lock -r requirements.lock
+	@$(MAKE) --no-print-directory .venv/self
+	@rm -f .venv/runtime-* && touch $@
+
+$(DEV): | $(BIN)/python
+	@echo "Installing what requirements-dev.lock names ..."
+	@$(INSTALL) -r requirements-build.lock -r requirements-dev.lock
+	@$(MAKE) --no-print-directory .venv/self
+	@rm -f .venv/runtime-* .venv/dev-* && touch $@ $(RUNTIME)
+
+# The project itself, from this tree, with the setuptools of the lock and nothing fetched.
+.PHONY: .venv/self
+.venv/self:
+	@$(PIP) install --no-deps --no-build-isolation --no-index -e .
+	@$(BIN)/python -m pip --disable-pip-version-check check
