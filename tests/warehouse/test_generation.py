@@ -60,7 +60,7 @@ def test_what_was_published_is_current_and_complete(generations):
         names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
         assert names == {"samples", "generation", *EMPTY}
         assert connection.execute("SELECT hotkey FROM blacklist").fetchall() == [("5a",)]
-        row = connection.execute("SELECT * FROM generation").to_arrow_table().to_pylist()[0]
+        row = connection.sql("SELECT * FROM generation").to_arrow_table().to_pylist()[0]
     assert set(row) == set(GENERATION.names)
     assert (row["watermark"], row["snapshot_id"]) == (7, published.snapshot_id)
     assert row["computed_at_ms"] == published.computed_at_ms
@@ -158,11 +158,16 @@ def test_an_open_session_outlives_twenty_publications(generations):
     command = [sys.executable, "-c", ANALYST, str(generations.stable_name)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as analyst:
-        for number in range(20):
-            generations.publish(blacklist(f"5{number:05}"), info())
+
+        def ask():
             analyst.stdin.write("\n")
             analyst.stdin.flush()
-            assert analyst.stdout.readline() == "[('5first',)]\n"
+            return analyst.stdout.readline()
+
+        assert ask() == "[('5first',)]\n"
+        for number in range(20):
+            generations.publish(blacklist(f"5{number:05}"), info())
+            assert ask() == "[('5first',)]\n"
             with open_generation(generations.current()) as connection:
                 newest = connection.execute("SELECT hotkey FROM blacklist").fetchall()
             assert newest == [(f"5{number:05}",)]
