@@ -9,8 +9,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What is installed is known by the content of the locks: a second run has nothing to do.
 id = $(shell cat $(1) pyproject.toml | sha256sum | cut -c1-16)
-RUNTIME := .venv/runtime-$(call id,requirements-build.lock requirements.lock)
-DEV := .venv/dev-$(call id,requirements-build.lock requirements-dev.lock)
+RUNTIME := .venv/runtime-$(call id,requirements.lock)
+DEV := .venv/dev-$(call id,requirements-dev.lock)
 # The lock names every package, so pip need not look for more; `pip check` confirms that below.
 # (pip 23.2 refuses an extra of a hashed requirement otherwise.)
 INSTALL := $(PIP) install --no-deps --require-hashes
@@ -38,10 +38,8 @@ bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n fo
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
 
 lock: $(DEV) ## Renew the lock files from pyproject.toml
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-		| $(LOCK) -o requirements-build.lock -
-	$(LOCK) -o requirements.lock pyproject.toml
-	$(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(LOCK) --extra build -o requirements.lock pyproject.toml
+	$(LOCK) --extra build --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 format: $(DEV) ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -61,13 +59,13 @@ $(BIN)/python:
 
 $(RUNTIME): | $(BIN)/python
 	@echo "Installing what requirements.lock names ..."
-	@$(INSTALL) -r requirements-build.lock -r requirements.lock
+	@$(INSTALL) -r requirements.lock
 	@$(MAKE) --no-print-directory .venv/self
 	@rm -f .venv/runtime-* && touch $@
 
 $(DEV): | $(BIN)/python
 	@echo "Installing what requirements-dev.lock names ..."
-	@$(INSTALL) -r requirements-build.lock -r requirements-dev.lock
+	@$(INSTALL) -r requirements-dev.lock
 	@$(MAKE) --no-print-directory .venv/self
 	@rm -f .venv/runtime-* .venv/dev-* && touch $@ $(RUNTIME)
 
