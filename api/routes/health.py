@@ -3,10 +3,11 @@
 from importlib.metadata import version
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Response
 
 from api.dependencies import Service, TheService
-from api.errors import documented, error_response
+from api.errors import JsonResponse, documented, error_response
 from api.instants import iso8601, now_ms
 from api.models import HealthResponse, StatusResponse, TimeResponse
 from warehouse.log import LogError, LogReader
@@ -57,10 +58,10 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
 
 
 @router.get("/health", response_model=HealthResponse)
-def health(parts: TheService, response: Response) -> dict[str, Any]:
+def health(parts: TheService) -> Response:
     """Say how the service is; `problems` explains "degraded". 200 in both cases."""
-    response.headers["Cache-Control"] = "no-store"
-    return health_of(parts, now_ms())
+    content = orjson.dumps(health_of(parts, now_ms()))
+    return JsonResponse(content, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/health/live", response_model=StatusResponse)

@@ -72,13 +72,13 @@ async def miner_by_uid(
     "/info/{miner_hotkey}", response_model=MinerResponse, responses=documented(400, 404, 503)
 )
 async def miner_info(request: Request, miner_hotkey: MinerHotkey, snapshot: Current) -> Response:
-    """Return a miner by its miner_hotkey."""
+    """Return a miner by its hotkey."""
     return _miner(request, snapshot, snapshot.miners.get(miner_hotkey))
 
 
 @router.get("/{miner_hotkey}", response_model=MinerResponse, responses=documented(400, 404, 503))
 async def miner(request: Request, miner_hotkey: MinerHotkey, snapshot: Current) -> Response:
-    """Return a miner by its miner_hotkey."""
+    """Return a miner by its hotkey."""
     return _miner(request, snapshot, snapshot.miners.get(miner_hotkey))
 
 
