@@ -1,0 +1,205 @@
+"""The Polars rules against the slow reference, and what no order or repetition may change."""
+
+import random
+from dataclasses import asdict
+from fractions import Fraction
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.frames import violations
+from tests.pipelines.rule_builders import (
+    DEFAULT,
+    log_of,
+    miner,
+    miners_of,
+    parameters,
+    tables_of,
+    validators_of,
+)
+from tests.pipelines.rule_reference import reference
+from warehouse.tables import MINER_SCORES, RANKS, SCORES, VERDICTS, WEIGHTS
+
+MINER_HOTKEYS = ["Ma", "Mb", "Mc", "Md", "Me"]
+# The last one is on no metagraph; V4 has left, and V3 is below the minimum.
+JUDGED_HOTKEYS = [*MINER_HOTKEYS, "Mz"]
+VALIDATOR_HOTKEYS = ["V0", "V1", "V2", "V3", "V4"]
+# Small ones meet in ties, the large ones sum to what a metagraph may hold at most.
+STAKES_RAO = st.sampled_from([0, 1, 2, 3, 10**9, 2**60])
+THRESHOLDS = st.sampled_from(
+    [Fraction(0), Fraction(1, 20), Fraction(1, 3), Fraction(1, 2), Fraction(4, 5), Fraction(1)]
+)
+
+relaxed = settings(deadline=None, max_examples=250)
+
+
+@st.composite
+def subnets(draw):
+    """Validators, miners, the latest task and parameters."""
+    stakes = {hotkey: draw(STAKES_RAO) for hotkey in ("V0", "V1", "V2", "V3")}
+    miners = [
+        miner(
+            hotkey,
+            uid,
+            block=draw(st.none() | st.integers(0, 3)),
+            is_valid=draw(st.sampled_from([True, True, True, False])),
+        )
+        for uid, hotkey in enumerate(draw(st.permutations(MINER_HOTKEYS)))
+    ]
+    return {
+        "validators": validators_of(stakes, below_minimum={"V3"}),
+        "miners": miners_of(*miners[: draw(st.integers(0, 5))]),
+        "latest_task_id": draw(st.none() | st.integers(0, 8)),
+        "params": parameters(
+            task_window=draw(st.integers(1, 5)),
+            completeness_threshold=draw(THRESHOLDS),
+            dominance_threshold=draw(THRESHOLDS),
+        ),
+    }
+
+
+@st.composite
+def submissions(draw):
+    """What one validator says about several miners of one task, in one request."""
+    task_id = draw(st.integers(0, 7) | st.sampled_from([1_000_000_000, "legacy"]))
+    is_legacy = task_id == "legacy"
+    validator = draw(st.sampled_from(VALIDATOR_HOTKEYS))
+    return [
+        {
+            "received_at_ms": draw(st.integers(0, 20)),
+            "validator_hotkey": validator,
+            "miner_hotkey": hotkey,
+            "task_id": None if is_legacy else task_id,
+            "task_key": str(task_id),
+            "is_passed": draw(st.booleans()),
+            "confidence": None,
+            "latency_ms": draw(st.none() | st.integers(0, 9)),
+        }
+        for hotkey in draw(st.lists(st.sampled_from(JUDGED_HOTKEYS), min_size=1, max_size=6))
+    ]
+
+
+def numbered(requests):
+    """Samples in the order of their requests, with the seqs that a log would give them."""
+    samples = [sample for request in requests for sample in request]
+    return [{"seq": seq, **sample} for seq, sample in enumerate(samples, start=1)]
+
+
+logs = st.lists(submissions(), max_size=25)
+
+
+@relaxed
+@given(subnets(), logs, st.randoms(use_true_random=False))
+def test_the_rules_equal_the_reference(subnet, requests, shuffler):
+    samples = numbered(requests)
+    rows = samples.copy()
+    shuffler.shuffle(rows)
+
+    made = tables_of(log_of(*rows), **subnet)
+
+    expected = reference(
+        samples,
+        subnet["validators"].to_dicts(),
+        subnet["miners"].to_dicts(),
+        subnet["latest_task_id"],
+        subnet["params"],
+    )
+    assert made.verdicts.to_dicts() == expected["verdicts"]
+    assert made.scores.to_dicts() == expected["scores"]
+    assert (made.window and (made.window.first, made.window.last)) == expected["window"]
+    assert made.miner_scores.to_dicts() == expected["miner_scores"]
+    assert made.ranks.to_dicts() == expected["ranks"]
+    assert made.weights.to_dicts() == expected["weights"]
+    assert tuple(asdict(made.outcome).values()) == expected["outcome"]
+
+
+@relaxed
+@given(subnets(), logs)
+def test_tables_are_as_declared_and_weights_sum_to_one_or_burn(subnet, requests):
+    made = tables_of(log_of(*numbered(requests)), **subnet)
+
+    for frame, table in (
+        (made.verdicts, VERDICTS),
+        (made.scores, SCORES),
+        (made.miner_scores, MINER_SCORES),
+        (made.ranks, RANKS),
+        (made.weights, WEIGHTS),
+    ):
+        assert violations(frame, table) == []
+    has_winner = made.outcome.winner_hotkey is not None
+    assert made.weights["weight"].sum() == (1.0 if has_winner else 0.0)
+    assert (made.outcome.burn_reason is None) == has_winner
+    winners = made.ranks.filter(pl.col("is_eligible") & (pl.col("rank") == 1))
+    assert winners["miner_hotkey"].to_list() == [made.outcome.winner_hotkey] * has_winner
+
+
+@relaxed
+@given(subnets(), logs, st.randoms(use_true_random=False))
+def test_rows_in_another_order_or_twice_change_no_table(subnet, requests, shuffler):
+    samples = numbered(requests)
+    rows = samples + shuffler.sample(samples, len(samples) // 2)
+    shuffler.shuffle(rows)
+
+    once, again = tables_of(log_of(*samples), **subnet), tables_of(log_of(*rows), **subnet)
+
+    assert_equal_tables(once, again)
+
+
+@relaxed
+@given(subnets(), logs, st.randoms(use_true_random=False))
+def test_submissions_in_another_order_or_twice_change_no_outcome(subnet, requests, shuffler):
+    """Validators send at their own pace and resend: only each one's own order has a meaning."""
+    repeated = [request for request in requests for _ in range(shuffler.choice([1, 1, 2]))]
+    queues = {
+        hotkey: [request for request in repeated if request[0]["validator_hotkey"] == hotkey]
+        for hotkey in VALIDATOR_HOTKEYS
+    }
+    interleaved = []
+    while waiting := [queue for queue in queues.values() if queue]:
+        interleaved.append(shuffler.choice(waiting).pop(0))
+
+    once = tables_of(log_of(*numbered(requests)), **subnet)
+    again = tables_of(log_of(*numbered(interleaved)), **subnet)
+
+    # Latency is the newest vote's, so it alone may follow the order in which they arrived.
+    assert_equal_tables(once, again, but_for=["latency_ms"])
+
+
+def assert_equal_tables(once, again, but_for=()):
+    assert once.verdicts.drop(but_for).equals(again.verdicts.drop(but_for))
+    assert once.scores.equals(again.scores)
+    assert once.window == again.window
+    assert once.miner_scores.equals(again.miner_scores)
+    assert once.ranks.equals(again.ranks)
+    assert once.weights.equals(again.weights)
+    assert once.outcome == again.outcome
+
+
+def test_a_large_log_gives_the_same_tables_in_any_order():
+    """Enough rows for Polars to split the work among its threads."""
+    dice = random.Random(5)
+    validators = validators_of({f"V{i}": dice.randrange(10**12, 10**15) for i in range(8)})
+    miners = miners_of(*(miner(f"M{i:02}", i, block=dice.randrange(10)) for i in range(20)))
+    samples = [
+        {
+            "seq": seq,
+            "received_at_ms": dice.randrange(10**6),
+            "validator_hotkey": f"V{seq % 8}",
+            "miner_hotkey": f"M{seq // 8 % 20:02}",
+            "task_id": seq // 160,
+            "task_key": str(seq // 160),
+            "is_passed": dice.random() < 0.6,
+            "confidence": None,
+            "latency_ms": dice.choice([None, dice.randrange(1000)]),
+        }
+        for seq in range(24_000)
+    ]
+    made = tables_of(log_of(*samples), validators, miners)
+    dice.shuffle(samples)
+
+    assert made.outcome.winner_hotkey is not None
+    assert_equal_tables(made, tables_of(log_of(*samples), validators, miners))
+    expected = reference(samples, validators.to_dicts(), miners.to_dicts(), None, DEFAULT)
+    assert made.verdicts.to_dicts() == expected["verdicts"]
+    assert made.ranks.to_dicts() == expected["ranks"]
