@@ -15,9 +15,11 @@ from typing import NoReturn
 import click
 
 from cli.failures import one_line, read_settings
+from warehouse.files import LockTimeoutError, locked
 from warehouse.settings import WarehouseSettings
 
 LOCATION = "leoma"
+SETUP_SECONDS_MAX = 120.0
 PORT = click.IntRange(1, 65_535)
 WORKSPACE = """\
 load_from:
@@ -34,15 +36,45 @@ def dagster_home() -> Path:
     home = Path(given) if given else read_settings(WarehouseSettings).leoma_home / "dagster"
     home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        with as_file(files("pipelines") / "dagster.yaml") as ours:
-            shutil.copyfile(ours, home / "dagster.yaml")
+    with locked(home / "setup.lock", SETUP_SECONDS_MAX):
+        if not (home / "dagster.yaml").exists():
+            with as_file(files("pipelines") / "dagster.yaml") as ours:
+                shutil.copyfile(ours, home / "dagster.yaml")
+        if not (home / "is_set_up").exists():
+            create_storage(home)
+            (home / "is_set_up").touch()
     return home
+
+
+def create_storage(home: Path) -> None:
+    """Create Dagster's own tables. Two processes that do so at once leave them broken."""
+    # Only what needs all of Dagster in this process pays for its import.
+    from dagster import DagsterInstance  # noqa: PLC0415
+
+    with DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()
+
+
+def fail_orphaned_runs() -> int:
+    """Mark the runs that a former code server left behind as failed; return how many.
+
+    Runs live and die with the code server. Dagster does not notice the death of one that was
+    killed, and with one run at a time in the queue no other would ever start.
+    """
+    # As above.
+    from dagster import DagsterInstance, DagsterRunStatus, RunsFilter  # noqa: PLC0415
+
+    begun = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    with DagsterInstance.from_config(str(dagster_home())) as instance:
+        runs = instance.get_runs(RunsFilter(statuses=begun))
+        for run in runs:
+            instance.report_run_failed(run, "The code server that executed this run has ended.")
+    return len(runs)
 
 
 def become(arguments: Sequence[str]) -> NoReturn:
     """Turn this process into `python -m arguments...` with DAGSTER_HOME set."""
-    with one_line(OSError):
+    with one_line(OSError, LockTimeoutError):
         os.environ["DAGSTER_HOME"] = str(dagster_home())
     sys.stdout.flush()
     # Our own interpreter and modules: nothing here comes from outside.
@@ -51,7 +83,7 @@ def become(arguments: Sequence[str]) -> NoReturn:
 
 def workspace_options(host: str, port: int) -> list[str]:
     """Write the workspace file that names the code server; return the options that point to it."""
-    with one_line(OSError):
+    with one_line(OSError, LockTimeoutError):
         path = dagster_home() / f"workspace-{port}.yaml"
         path.write_text(WORKSPACE.format(host=host, port=port, location=LOCATION))
     return ["-w", str(path)]
@@ -70,7 +102,9 @@ def dagster() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=4000, show_default=True, type=PORT)
 def code_server(*, host: str, port: int) -> None:
-    """Start the code server, which runs the pipelines."""
+    """Start the code server, which runs the pipelines; one at a time in one DAGSTER_HOME."""
+    if count := fail_orphaned_runs():
+        click.echo(f"Marked {count} runs of a former code server as failed.")
     become(
         [
             *("dagster", "code-server", "start", "-h", host, "-p", str(port)),
