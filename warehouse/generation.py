@@ -27,7 +27,13 @@ import pyarrow.csv
 
 from warehouse.files import locked, replace_durably, temporary_beside, write_durably
 from warehouse.settings import WarehouseSettings
-from warehouse.tables import COMPUTED_TABLES, GENERATION, Table
+from warehouse.tables import (
+    ARCHIVED_TEXTS,
+    ARCHIVED_VOTES,
+    COMPUTED_TABLES,
+    GENERATION,
+    Table,
+)
 
 SUFFIX = ".duckdb"
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
@@ -215,7 +221,8 @@ class Generations:
                     connection.register("incoming", rows)
                     connection.table("incoming").insert_into(declared.name)
                     connection.unregister("incoming")
-                connection.execute(samples_view(archive))
+                for statement in archive_views(archive):
+                    connection.execute(statement)
             replace_durably(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -265,21 +272,23 @@ def tables_sha256(tables: Iterable[tuple[Table, pa.Table]]) -> str:
     return digest.hexdigest()
 
 
-def samples_view(archive: ArchiveFiles) -> str:
-    """Return the statement that makes the archive readable as one table, `samples`.
+def archive_views(archive: ArchiveFiles) -> list[str]:
+    """Return the statements that make the archive readable: both its parts, and `samples`.
 
-    The paths are absolute, so the view works from any working directory.
+    The paths are absolute, so the views work from any working directory.
     """
-    if not archive.votes:
-        return "CREATE VIEW samples AS SELECT NULL::BIGINT AS seq WHERE false"
-    votes = f"read_parquet({_sql_list(archive.votes)})"
-    if not archive.texts:
-        return f"CREATE VIEW samples AS SELECT * FROM {votes}"  # noqa: S608  (our own file names)
-    texts = f"read_parquet({_sql_list(archive.texts)})"
-    return (
-        f"CREATE VIEW samples AS SELECT * FROM {votes} AS votes "  # noqa: S608  (our own file names)
-        f"LEFT JOIN {texts} AS texts USING (seq)"
-    )
+    return [
+        _view(ARCHIVED_VOTES, archive.votes),
+        _view(ARCHIVED_TEXTS, archive.texts),
+        "CREATE VIEW samples AS SELECT * FROM archived_votes LEFT JOIN archived_texts USING (seq)",
+    ]
+
+
+def _view(declared: Table, files: Sequence[Path]) -> str:
+    if not files:
+        columns = ", ".join(f'NULL::{c.kind.value} AS "{c.name}"' for c in declared.columns)
+        return f"CREATE VIEW {declared.name} AS SELECT {columns} WHERE false"
+    return f"CREATE VIEW {declared.name} AS FROM read_parquet({_sql_list(files)})"
 
 
 def _sql_list(paths: Sequence[Path]) -> str:

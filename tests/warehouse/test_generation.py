@@ -4,6 +4,7 @@ import time
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.warehouse.builders import settings
@@ -14,7 +15,7 @@ from warehouse.generation import (
     StaleRunError,
     open_generation,
 )
-from warehouse.tables import COMPUTED_TABLES, GENERATION
+from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION, Kind
 
 EMPTY = {table.name: table.arrow_schema().empty_table() for table in COMPUTED_TABLES}
 
@@ -58,7 +59,7 @@ def test_what_was_published_is_current_and_complete(generations):
     assert generations.current() == published
     with open_generation(published) as connection:
         names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
-        assert names == {"samples", "generation", *EMPTY}
+        assert names == {"samples", "archived_votes", "archived_texts", "generation", *EMPTY}
         assert connection.execute("SELECT hotkey FROM blacklist").fetchall() == [("5a",)]
         row = connection.sql("SELECT * FROM generation").to_arrow_table().to_pylist()[0]
     assert set(row) == set(GENERATION.names)
@@ -200,12 +201,36 @@ def minutes_share_an_hour(now_ms):
     return (now_ms // 3_600_000 * 60 - 300) // 60 == (now_ms // 3_600_000 * 60 - 301) // 60
 
 
-def test_retention_says_which_archive_files_are_still_named(generations, tmp_path):
-    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
-    for path in (old, new):
-        duckdb.sql("SELECT 1::BIGINT AS seq").write_parquet(str(path))
+def parquet(path, table, **values):
+    blank = {Kind.INT: 0, Kind.TEXT: "", Kind.BOOL: False}
+    row = {column.name: blank[column.kind] for column in table.columns} | values
+    pq.write_table(pa.Table.from_pylist([row], schema=table.arrow_schema()), path)
+    return path
+
+
+def test_the_archive_is_one_table_whatever_the_working_directory(generations, tmp_path):
+    votes = parquet(tmp_path / "votes.parquet", ARCHIVED_VOTES, seq=1, task_key="7")
+    texts = parquet(tmp_path / "texts.parquet", ARCHIVED_TEXTS, seq=1, prompt="a kite")
+    generations.publish(EMPTY, info(), ArchiveFiles((votes,), (texts,)))
+    with open_generation(generations.current()) as connection:
+        rows = connection.execute("SELECT task_key, prompt FROM samples").fetchall()
+        assert rows == [("7", "a kite")]
+    assert generations.retain() == (0, {votes, texts})
+
+
+def test_before_the_first_export_the_archive_is_empty_and_has_its_columns(generations):
+    generations.publish(EMPTY, info())
+    with open_generation(generations.current()) as connection:
+        columns = [name for name, *_ in connection.execute("DESCRIBE samples").fetchall()]
+        assert columns == [*ARCHIVED_VOTES.names, *ARCHIVED_TEXTS.names[1:]]
+        assert connection.execute("FROM samples").fetchall() == []
+
+
+def test_retention_keeps_what_any_kept_generation_names(generations, tmp_path):
+    old = parquet(tmp_path / "old.parquet", ARCHIVED_VOTES, seq=1)
+    new = parquet(tmp_path / "new.parquet", ARCHIVED_VOTES, seq=2)
     generations.publish(EMPTY, info(), ArchiveFiles((old,)))
     generations.publish(EMPTY, info(), ArchiveFiles((new,)))
     assert generations.retain() == (0, {old, new})
     with open_generation(generations.current()) as connection:
-        assert connection.execute("SELECT * FROM samples").fetchall() == [(1,)]
+        assert connection.execute("SELECT seq FROM samples").fetchall() == [(2,)]
