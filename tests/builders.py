@@ -162,7 +162,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "miners": {
         "uid": 7, "block": 4_400_000, "is_valid": True, "invalid_reason": None,
         "model_name": "someone/leoma", "model_revision": "0" * 40, "model_hash": "1" * 64,
-        "chute_id": "chute", "chute_slug": "someone-leoma", "last_validated_at_ms": 1_700_000_000_123,
+        "chute_id": "chute", "chute_slug": "someone-leoma",
+        "last_validated_at_ms": 1_700_000_000_123,
     },
     "blacklist": {"reason": None, "added_by": hotkey("admin"), "created_at_ms": 1_700_000_000_000},
     "scores": {

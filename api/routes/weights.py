@@ -1,7 +1,9 @@
 """What validators set on chain: now, or as any kept generation had it. Materialised."""
 
+import logging
 from typing import Annotated
 
+import duckdb
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from api import rendering
@@ -11,6 +13,7 @@ from api.instants import parse_instant_ms
 from api.models import WeightsResponse
 from warehouse.generation import NAME, Generation, GenerationError, Generations, open_generation
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["weights"])
 
 AT_LENGTH_MAX = 64
@@ -39,12 +42,20 @@ def found_generation(generations: Generations, at: str) -> tuple[Generation, boo
 
 
 def weights_of(generation: Generation) -> bytes:
-    """Render the weights of any generation; 404 if retention has just removed it."""
+    """Render the weights of any generation.
+
+    Raises 404 if retention has just removed it, 503 if its file is there but cannot be read.
+    """
     try:
         with open_generation(generation) as connection:
             return rendering.weights(connection)
-    except GenerationError:
-        raise HTTPException(404, f"snapshot {generation.snapshot_id} is no longer kept") from None
+    except (GenerationError, duckdb.Error, ValueError) as error:
+        if not generation.path.exists():
+            detail = f"snapshot {generation.snapshot_id} is no longer kept"
+            raise HTTPException(404, detail) from None
+        logger.error("%s", error)  # noqa: TRY400  (the message says all; no fault of this code)
+        detail = f"snapshot {generation.snapshot_id} cannot be read"
+        raise HTTPException(503, detail, {"Retry-After": "60"}) from None
 
 
 def _past(request: Request, parts: Service, at: str) -> Response:

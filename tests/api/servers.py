@@ -14,6 +14,11 @@ from tests.builders import signed_headers
 from warehouse.settings import WarehouseSettings
 
 
+def _refuse_internal_errors(response: httpx.Response) -> None:
+    """Fail whatever test provoked one: nothing that a client sends may be answered with a 500."""
+    assert response.status_code != 500, f"{response.request.method} {response.request.url}"
+
+
 class Server:
     """Serves an application from `with` to the end of it."""
 
@@ -40,7 +45,10 @@ class Server:
             time.sleep(0.005)
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
         self.http = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=30
+            base_url=f"http://127.0.0.1:{self.port}",
+            trust_env=False,
+            timeout=30,
+            event_hooks={"response": [_refuse_internal_errors]},
         )
         return self
 
