@@ -4,6 +4,7 @@ Pure: frames in, frames out. Thresholds are compared as integers; floats are onl
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -67,10 +68,10 @@ def scores(
             total_passed=pl.col("is_passed").sum(),
             updated_at_ms=pl.col("received_at_ms").max(),
         )
-        .with_columns(score=pl.col("total_passed") / pl.col("total_samples"))
         .collect()
     )
-    return conform(entries, SCORES)
+    score = _ratios(entries["total_passed"], entries["total_samples"])
+    return conform(entries.with_columns(score=score), SCORES)
 
 
 def miner_scores(
@@ -95,19 +96,34 @@ def miner_scores(
     # whatever the threshold's denominator.
     tasks_min = math.ceil(parameters.completeness_threshold * parameters.task_window)
     is_complete = window is not None and window.is_complete
-    evaluated = pl.col("tasks_evaluated")
     figures = (
         miners.filter("is_valid")
         .select(miner_hotkey="hotkey")
         .join(in_window, on="miner_hotkey", how="left")
         .join(entries, on="miner_hotkey", how="left")
         .with_columns(pl.col("tasks_evaluated", "passed_count", "validator_count").fill_null(0))
-        .with_columns(
-            pass_rate=pl.when(evaluated > 0)
-            .then(pl.col("passed_count") / evaluated)
-            .otherwise(0.0),
-            completeness=evaluated / parameters.task_window,
-            is_eligible=pl.lit(is_complete) & (evaluated >= tasks_min),
-        )
     )
-    return conform(figures, MINER_SCORES)
+    evaluated = figures["tasks_evaluated"]
+    return conform(
+        figures.with_columns(
+            pass_rate=_ratios(figures["passed_count"], evaluated),
+            completeness=_ratios(evaluated, [parameters.task_window] * figures.height),
+            is_eligible=pl.lit(is_complete) & (pl.col("tasks_evaluated") >= tasks_min),
+        ),
+        MINER_SCORES,
+    )
+
+
+def _ratios(numerators: Iterable[int], denominators: Iterable[int]) -> pl.Series:
+    """Return the correctly rounded quotients of integers, 0 where nothing is divided.
+
+    In Python, because Polars multiplies by the reciprocal when the divisor is one constant: 3/5 is
+    then 0.6000000000000001, and a figure would depend on the shape of its frame.
+    """
+    return pl.Series(
+        [
+            numerator / denominator if denominator else 0.0
+            for numerator, denominator in zip(numerators, denominators, strict=True)
+        ],
+        dtype=pl.Float64,
+    )
