@@ -101,7 +101,8 @@ class LeomaClient:
     """Talks to one Leoma API. Without a `keypair` it reads the public routes. Threads may share it.
 
     `scheme` 2 signs method, path and a nonce as well; 1 is the published scheme of older services.
-    `retries` counts the attempts after the first; `sleep` and `clock` (Unix seconds) are for tests.
+    `retries` counts the attempts after the first; a retry of a request signed longer ago than
+    `signature_seconds_max` is signed anew; `sleep` and `clock` (Unix seconds) are for tests.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class LeomaClient:
         scheme: int = 2,
         timeout_seconds: float = 15.0,
         retries: int = 5,
+        signature_seconds_max: float = SIGNATURE_SECONDS_MAX,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -128,6 +130,7 @@ class LeomaClient:
         self._keypair = keypair
         self._scheme = scheme
         self._retries = retries
+        self._signature_seconds_max = signature_seconds_max
         self._sleep = sleep
         self._clock = clock
         self._clock_offset_seconds = 0.0
@@ -269,7 +272,7 @@ class LeomaClient:
         is_clock_corrected = False
         attempt = 0
         while True:
-            if signed and time.monotonic() - signed.signed_at > SIGNATURE_SECONDS_MAX:
+            if signed and time.monotonic() - signed.signed_at > self._signature_seconds_max:
                 signed = self._signed(method, path, body)
             try:
                 response = self._http.request(
