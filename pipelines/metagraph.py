@@ -117,7 +117,7 @@ def metagraph_of(
     frame = pl.DataFrame(validators, schema=VALIDATOR_SCHEMA, orient="row")
     # Summed as Python integers: the rules sum and double stakes in 64 bits.
     if 2 * sum(frame["stake_rao"].to_list()) > INT64_MAX:
-        raise MetagraphError("the stakes sum to more than 2**62 rao: they cannot be right")
+        raise MetagraphError("the stakes sum to 2**62 rao or more: they cannot be right")
     return Metagraph(
         netuid,
         block,

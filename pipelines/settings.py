@@ -118,8 +118,11 @@ class PipelineSettings(BaseSettings):
 
 def _decimal_text(fraction: Fraction) -> str:
     """Write a fraction as a decimal where it is one, else as `n/d`; `Fraction` reads both."""
-    for places in range(19):
+    if fraction.denominator == 1:
+        return str(fraction.numerator)
+    for places in range(1, 19):
         scaled = fraction * 10**places
         if scaled.denominator == 1:
-            return str(Decimal(scaled.numerator).scaleb(-places)) if places else str(scaled)
+            whole, rest = divmod(scaled.numerator, 10**places)
+            return f"{whole}.{rest:0{places}d}"
     return str(fraction)
