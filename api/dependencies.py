@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from api.auth import authenticated
 from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, invalid_fields
+from api.history import History
 from api.instants import now_ms
 from api.models import INT63_MAX, Body
 from api.settings import ApiSettings
@@ -57,6 +58,12 @@ async def reader(request: Request) -> LogReader:
     return service_of(request).reader
 
 
+async def history(request: Request) -> History:
+    """Return the samples for reading, archived ones too."""
+    parts = service_of(request)
+    return History(parts.reader, parts.snapshots)
+
+
 async def snapshot(request: Request) -> Snapshot:
     """Return the current generation, once for the whole request."""
     return service_of(request).snapshots.current()
@@ -66,6 +73,7 @@ TheService = Annotated[Service, Depends(service)]
 
 
 Reader = Annotated[LogReader, Depends(reader)]
+Samples = Annotated[History, Depends(history)]
 Current = Annotated[Snapshot, Depends(snapshot)]
 
 
@@ -102,16 +110,21 @@ def check_hotkey(text: str) -> str:
     return text
 
 
-async def miner_hotkey_in_path(
-    miner_hotkey: Annotated[str, Path(description="SS58 address")],
-) -> str:
+# Said to readers and their tools, not enforced by the framework: a malformed address is a 400.
+HOTKEY_SCHEMA = {
+    "pattern": "^[1-9A-HJ-NP-Za-km-z]{46,49}$",
+    "examples": ["5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"],
+}
+HotkeyText = Annotated[str, Path(description="SS58 address", json_schema_extra=HOTKEY_SCHEMA)]
+HotkeyQuery = Annotated[str, Query(description="SS58 address", json_schema_extra=HOTKEY_SCHEMA)]
+
+
+async def miner_hotkey_in_path(miner_hotkey: HotkeyText) -> str:
     """Return a checked path parameter."""
     return check_hotkey(miner_hotkey)
 
 
-async def validator_hotkey_in_path(
-    validator_hotkey: Annotated[str, Path(description="SS58 address")],
-) -> str:
+async def validator_hotkey_in_path(validator_hotkey: HotkeyText) -> str:
     """Return a checked path parameter."""
     return check_hotkey(validator_hotkey)
 

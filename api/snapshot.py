@@ -8,7 +8,7 @@ one hotkey is rendered on demand and kept in a cache bounded by bytes.
 import logging
 from collections.abc import Callable
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import orjson
@@ -76,6 +76,11 @@ class Snapshot:
         """Tell whether the hotkey may submit samples."""
         validator = self.validators.get(hotkey)
         return validator is not None and validator.is_registered
+
+    def ask(self, sql: str, bindings: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, on a cursor of its own; raises `duckdb.Error`."""
+        with self._connection.cursor() as cursor:
+            return cursor.execute(sql, bindings).fetchall()
 
     def render(
         self, question: Callable[[duckdb.DuckDBPyConnection, str], bytes], hotkey: str

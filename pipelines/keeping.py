@@ -10,6 +10,7 @@ import dagster as dg
 from pipelines.resources import Stores, asset
 from warehouse import export
 from warehouse.archive import ArchiveError
+from warehouse.generation import open_generation
 
 DAY_MS = 86_400_000
 StoresParam = dg.ResourceParam[Stores]
@@ -27,7 +28,12 @@ def archived_submissions(stores: StoresParam) -> dg.MaterializeResult:
     )
 
 
-@asset(group_name="keeping", description="Small text files merged, superseded texts dropped.")
+@asset(
+    group_name="keeping",
+    # After retention, which looks for the files that the current generation names.
+    deps=["retention"],
+    description="Small text files merged, superseded texts dropped.",
+)
 def compacted_texts(stores: StoresParam) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         value=None, metadata={"files_merged": export.compact_texts(stores.archive)}
@@ -36,7 +42,7 @@ def compacted_texts(stores: StoresParam) -> dg.MaterializeResult:
 
 @asset(
     group_name="keeping",
-    deps=[archived_submissions, compacted_texts],
+    deps=[archived_submissions],
     description="Old generations, unnamed archive files, and the archived prefix of the log go.",
 )
 def retention(stores: StoresParam) -> dg.MaterializeResult:
@@ -62,11 +68,26 @@ def drop_archived(stores: Stores) -> int:
     if not days:
         return 0
     through = stores.log.newest_submission_before(time.time_ns() // 1_000_000 - days * DAY_MS)
-    manifest = stores.archive.manifest()
-    if min(manifest.watermark, manifest.texts_watermark, manifest.submissions_watermark) < through:
+    if not _is_served_from_archive(stores, through):
         return 0
     if found := export.differences(stores.archive, stores.log, through):
         raise ArchiveError(
             f"{len(found)} differences between log and archive, nothing was dropped: {found[:5]}"
         )
     return stores.log.drop_through(through)
+
+
+def _is_served_from_archive(stores: Stores, through: int) -> bool:
+    """Tell whether readers find everything up to `through` in the current generation's views."""
+    current, archive = stores.generations.current(), stores.archive
+    if current is None:
+        return False
+    with open_generation(current) as connection:
+        rows = connection.execute("SELECT watermark FROM generation").fetchall()
+    manifest = archive.manifest()
+    texts = {archive.directory / p.file for p in manifest.texts if p.first_seq <= through}
+    return bool(
+        rows[0][0] >= through
+        and manifest.texts_watermark >= through
+        and stores.generations.archive_files(current) >= texts
+    )

@@ -165,6 +165,14 @@ class Generations:
             self._point_to(generation, watermark, archive)
         return generation
 
+    def archive_files(self, generation: Generation) -> set[Path]:
+        """Return the archive's files that a generation's views read."""
+        try:
+            names: list[str] = json.loads(generation.path.with_suffix(".json").read_bytes())
+        except FileNotFoundError:
+            return set()
+        return {Path(name) for name in names}
+
     def retain(self) -> tuple[int, set[Path]]:
         """Remove generations past their time; return how many, and the archive files still named.
 
@@ -186,12 +194,11 @@ class Generations:
                 keep.add(generation.snapshot_id)
         named: set[Path] = set()
         for generation in kept:
-            files = generation.path.with_suffix(".json")
             if generation.snapshot_id in keep:
-                named.update(Path(name) for name in _archive_files_of(files))
+                named |= self.archive_files(generation)
             else:
                 generation.path.unlink(missing_ok=True)
-                files.unlink(missing_ok=True)
+                generation.path.with_suffix(".json").unlink(missing_ok=True)
         self._remove_leftovers()
         return sum(generation.snapshot_id not in keep for generation in kept), named
 
@@ -302,11 +309,3 @@ def _fitting(tables: Mapping[str, pa.Table], declared: Table) -> pa.Table:
         return tables[declared.name].select(declared.names).cast(declared.arrow_schema())
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
         raise GenerationError(f"{declared.name} does not fit its declaration: {error}") from error
-
-
-def _archive_files_of(sidecar: Path) -> list[str]:
-    try:
-        names: list[str] = json.loads(sidecar.read_bytes())
-    except FileNotFoundError:
-        return []
-    return names

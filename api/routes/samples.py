@@ -11,9 +11,10 @@ from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import (
     ByValidator,
+    HotkeyQuery,
     Limit200,
     MinerHotkey,
-    Reader,
+    Samples,
     Service,
     TheService,
     ValidatorHotkey,
@@ -162,9 +163,9 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
 
 
 @router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
-def newest(log: Reader, limit: Limit200 = 200) -> Response:
+def newest(history: Samples, limit: Limit200 = 200) -> Response:
     """Return the newest samples of all, newest first."""
-    return _answers(log.newest_samples(limit))
+    return _answers(history.newest_samples(limit))
 
 
 def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
@@ -180,8 +181,8 @@ def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
 
 @router.get("/task", response_model=list[SampleResponse], responses=documented(400, 422, 503))
 def samples_of_task(
-    log: Reader,
-    validator_hotkey: Annotated[str, Query(description="SS58 address")],
+    history: Samples,
+    validator_hotkey: HotkeyQuery,
     sample_id: Annotated[
         str | None, Query(max_length=255, description="Required without a task_id.")
     ] = None,
@@ -190,7 +191,7 @@ def samples_of_task(
     """Return one validator's samples of one task, by miner."""
     hotkey = check_hotkey(validator_hotkey)
     task_key = _required_task_key(task_id, sample_id)
-    return _answers(log.samples_of_task(task_key, validator_hotkey=hotkey))
+    return _answers(history.samples_of_task(task_key, validator_hotkey=hotkey))
 
 
 @router.get(
@@ -201,10 +202,10 @@ def samples_of_task(
     dependencies=[Depends(validator)],
 )
 def samples_of_validator(
-    log: Reader, validator_hotkey: ValidatorHotkey, limit: Limit100 = 100
+    history: Samples, validator_hotkey: ValidatorHotkey, limit: Limit100 = 100
 ) -> Response:
     """Return one validator's samples, newest first."""
-    return _answers(log.samples_of_validator(validator_hotkey, limit))
+    return _answers(history.samples_of_validator(validator_hotkey, limit))
 
 
 @router.get(
@@ -214,6 +215,8 @@ def samples_of_validator(
     openapi_extra=signed(),
     dependencies=[Depends(validator)],
 )
-def samples_of_miner(log: Reader, miner_hotkey: MinerHotkey, limit: Limit100 = 100) -> Response:
+def samples_of_miner(
+    history: Samples, miner_hotkey: MinerHotkey, limit: Limit100 = 100
+) -> Response:
     """Return the samples about one miner, newest first."""
-    return _answers(log.samples_of_miner(miner_hotkey, limit))
+    return _answers(history.samples_of_miner(miner_hotkey, limit))

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from api.dependencies import (
     ByAdmin,
     Current,
+    HotkeyQuery,
     MinerHotkey,
     Reader,
+    Samples,
     TaskId,
     TheService,
     admin_body,
@@ -113,7 +115,7 @@ def latest(log: Reader) -> Response:
 @router.get("", response_model=list[MinerTaskEntry], responses=documented(400, 422, 503))
 def tasks_of_miner(
     request: Request,
-    miner_hotkey: Annotated[str, Query(description="SS58 address")],
+    miner_hotkey: HotkeyQuery,
     snapshot: Current,
     parts: TheService,
 ) -> Response:
@@ -122,9 +124,9 @@ def tasks_of_miner(
 
 
 @router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(404, 422, 503))
-def task(task_id: TaskId, log: Reader, snapshot: Current) -> Response:
+def task(task_id: TaskId, history: Samples, snapshot: Current) -> Response:
     """Return how a task came out for every miner that was judged on it."""
-    samples = log.samples_of_task(str(task_id))
+    samples = history.samples_of_task(str(task_id))
     if not samples:
         raise HTTPException(404, "no samples of this task")
     by_miner = [
@@ -169,10 +171,10 @@ def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
     responses=documented(400, 404, 422, 503),
 )
 def task_of_miner(
-    task_id: TaskId, miner_hotkey: MinerHotkey, log: Reader, snapshot: Current
+    task_id: TaskId, miner_hotkey: MinerHotkey, history: Samples, snapshot: Current
 ) -> Response:
     """Return how each validator judged one miner on a task."""
-    samples = log.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
+    samples = history.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
     if not samples:
         raise HTTPException(404, "no samples of this task for this miner")
     answer = {
