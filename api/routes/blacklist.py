@@ -1,12 +1,12 @@
 """The blacklist: read by everybody from the log, live, and kept by the admins."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, HTTPException, Path, Response
+from fastapi import APIRouter, HTTPException, Response
 
-from api.dependencies import ByAdmin, Reader, TheService, admin_body, check_hotkey
+from api.dependencies import ByAdmin, HotkeyText, Reader, TheService, admin_body, check_hotkey
 from api.errors import JsonResponse, documented
 from api.instants import iso8601
 from api.models import BlacklistAddition, BlacklistEntryResponse, BlacklistRemovalResponse
@@ -14,8 +14,6 @@ from api.openapi import signed
 from warehouse.records import BlacklistEntry
 
 router = APIRouter(prefix="/blacklist", tags=["blacklist"])
-
-HotkeyInPath = Annotated[str, Path(description="SS58 address")]
 
 
 def _answer(entry: BlacklistEntry) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def hotkeys(log: Reader) -> Response:
 
 
 @router.get("/{hotkey}", response_model=BlacklistEntryResponse, responses=documented(400, 404, 503))
-def entry(hotkey: HotkeyInPath, log: Reader) -> Response:
+def entry(hotkey: HotkeyText, log: Reader) -> Response:
     """Return one entry."""
     found = log.admin_state().blacklist.get(check_hotkey(hotkey))
     if found is None:
@@ -74,7 +72,7 @@ async def add(request: ByAdmin, parts: TheService) -> Response:
     responses=documented(400, 401, 403, 404, 409, 413, 503),
     openapi_extra=signed(),
 )
-async def remove(request: ByAdmin, hotkey: HotkeyInPath, parts: TheService) -> dict[str, Any]:
+async def remove(request: ByAdmin, hotkey: HotkeyText, parts: TheService) -> dict[str, Any]:
     """Take a hotkey off the blacklist."""
     try:
         check_hotkey(hotkey)
