@@ -13,6 +13,11 @@ from warehouse.archive import ArchiveError
 from warehouse.generation import open_generation
 
 DAY_MS = 86_400_000
+FINISHED = [
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.CANCELED,
+]
 StoresParam = dg.ResourceParam[Stores]
 
 
@@ -57,6 +62,19 @@ def retention(stores: StoresParam) -> dg.MaterializeResult:
             "records_dropped_from_log": dropped,
         },
     )
+
+
+@asset(
+    group_name="keeping",
+    deps=[compacted_texts],
+    description="Dagster's records of old runs go: the sensor starts thousands a day.",
+)
+def pruned_runs(context: dg.AssetExecutionContext, stores: StoresParam) -> dg.MaterializeResult:
+    finished = dg.RunsFilter(statuses=FINISHED)
+    run_ids = context.instance.get_run_ids(finished)[stores.settings.dagster_runs_kept :]
+    for run_id in run_ids:
+        context.instance.delete_run(run_id)
+    return dg.MaterializeResult(value=None, metadata={"runs_removed": len(run_ids)})
 
 
 def drop_archived(stores: Stores) -> int:

@@ -94,6 +94,10 @@ class PipelineSettings(BaseSettings):
         5, gt=0, description="Seconds between two looks for new records in the log."
     )
 
+    dagster_runs_kept: int = Field(
+        1_000, ge=10, description="Newest finished runs that Dagster remembers; by night others go."
+    )
+
     @field_validator("chain_source")
     @classmethod
     def _only_files(cls, chain_source: str) -> str:

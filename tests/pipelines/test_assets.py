@@ -14,7 +14,7 @@ from pipelines.keeping import drop_archived
 from pipelines.metagraph import chain_source
 from pipelines.resources import Stores, stores_resource
 from pipelines.run import MaterializationError, keep, materialize
-from pipelines.schedules import MATERIALIZE
+from pipelines.schedules import KEEP, MATERIALIZE
 from pipelines.settings import PipelineSettings
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.archive import Archive
@@ -324,6 +324,18 @@ def test_the_nightly_work_lets_go_only_of_what_is_old_and_archived(subnet):
     assert subnet.digest() == digest
     assert subnet.ask("SELECT count(prompt) FROM samples") == [(10,)]
     log.close()
+
+
+def test_the_nightly_work_forgets_old_runs(subnet):
+    kept = subnet.settings.model_copy(update={"dagster_runs_kept": 3})
+    definition = build_definitions(kept, subnet.warehouse).resolve_job_def(KEEP)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(8):
+            instance.add_run(dg.DagsterRun(job_name=KEEP, status=dg.DagsterRunStatus.SUCCESS))
+        instance.add_run(dg.DagsterRun(job_name=KEEP, status=dg.DagsterRunStatus.STARTED))
+        assert definition.execute_in_process(instance=instance).success
+        # Three finished ones, the unfinished one, and the run that did this.
+        assert instance.get_runs_count() == 3 + 1 + 1
 
 
 def test_minimum_stake_is_a_setting(subnet):
