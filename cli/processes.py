@@ -121,13 +121,15 @@ class Processes:
             for group in groups:
                 _signal_group(group, signal.SIGKILL)
             self._gone(groups, KILLED_SECONDS_MAX)
+        for child in self.children:
+            # It has ended or was killed: this only takes its exit code.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(KILLED_SECONDS_MAX)
         self.children.clear()
 
     def _gone(self, groups: Sequence[int], timeout_seconds: float) -> bool:
         deadline = time.monotonic() + timeout_seconds
         while True:
-            for child in self.children:
-                child.process.poll()
             if not running_groups() & set(groups):
                 return True
             if time.monotonic() > deadline:
