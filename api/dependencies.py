@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from api.auth import authenticated
+from api.bodies import INT63_MAX, Body
 from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, invalid_fields
 from api.history import History
 from api.instants import now_ms
-from api.models import INT63_MAX, Body
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
 from warehouse.hotkeys import is_hotkey

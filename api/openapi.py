@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from api.models import BlacklistAddition, Body, SampleBatch, SampleSubmission, TaskAnnouncement
+from api.bodies import BlacklistAddition, Body, SampleBatch, SampleSubmission, TaskAnnouncement
 
 DESCRIPTION = """
 Validators submit signed samples; the service aggregates them into stake-weighted scores, ranks

@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, HTTPException, Response
 
+from api.bodies import BlacklistAddition
 from api.dependencies import ByAdmin, HotkeyText, Reader, TheService, admin_body, check_hotkey
 from api.errors import JsonResponse, documented
 from api.instants import iso8601
-from api.models import BlacklistAddition, BlacklistEntryResponse, BlacklistRemovalResponse
+from api.models import BlacklistEntryResponse, BlacklistRemovalResponse
 from api.openapi import signed
 from warehouse.records import BlacklistEntry
 

@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 
 from api import rendering
+from api.bodies import INT63_MAX
 from api.dependencies import Current, MinerHotkey, TheService, materialised, validator
 from api.errors import documented
-from api.models import INT63_MAX, MinerResponse, MinersListResponse, MinerTaskEntry
+from api.models import MinerResponse, MinersListResponse, MinerTaskEntry
 from api.openapi import signed
 
 router = APIRouter(prefix="/miners", tags=["miners"])

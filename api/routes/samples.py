@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 
+from api.bodies import INT63_MAX, SampleBatch, SampleSubmission, task_id_of
 from api.dependencies import (
     ByValidator,
     HotkeyQuery,
@@ -25,7 +26,7 @@ from api.dependencies import (
 )
 from api.errors import JsonResponse, documented
 from api.instants import iso8601
-from api.models import INT63_MAX, SampleBatch, SampleResponse, SampleSubmission, task_id_of
+from api.models import SampleResponse
 from api.openapi import signed
 from warehouse.evaluation import evaluation
 from warehouse.records import Evaluation, Sample, SignedRequest, StoredSample

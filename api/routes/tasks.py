@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from api.bodies import INT63_MAX, TaskAnnouncement
 from api.dependencies import (
     ByAdmin,
     Current,
@@ -24,10 +25,8 @@ from api.dependencies import (
 from api.errors import JsonResponse, documented
 from api.instants import iso8601
 from api.models import (
-    INT63_MAX,
     LatestTaskResponse,
     MinerTaskEntry,
-    TaskAnnouncement,
     TaskDetailResponse,
     TaskMinerDetailResponse,
 )
