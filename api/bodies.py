@@ -1,6 +1,6 @@
 """What a request's body must look like, with the names that clients know.
 
-Strict, so that "1" is no integer and 1 is no boolean. JSON itself is `api.dependencies.parsed_json`.
+Strict: "1" is no integer and 1 is no boolean. JSON itself is `api.dependencies.parsed_json`.
 """
 
 from typing import Annotated, Self
