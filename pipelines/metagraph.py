@@ -5,9 +5,10 @@ is never taken for an empty subnet. Which miner is valid is the source's word he
 blacklist. Scores and weights are not made here.
 """
 
+import gzip
 import hashlib
-import io
 import json
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Context, Decimal
@@ -132,8 +133,19 @@ def write_snapshot(metagraph: Metagraph, directory: Path) -> Path:
     On return the file survives a power cut. The same content again gives the same file and
     rewrites nothing. When it raises, the file is there in full or not at all.
     """
-    neurons = _neurons(metagraph)
-    final = directory / f"{metagraph.block}-{_digest(neurons)}.parquet"
+    # JSON, not Parquet: its bytes are the same whatever version wrote them, anything can read it
+    # in years to come, and a damaged file is told before it is parsed (Polars dies of some).
+    content = json.dumps(
+        {
+            "netuid": metagraph.netuid,
+            "block": metagraph.block,
+            "validators": metagraph.validators.to_dicts(),
+            "miners": metagraph.miners.to_dicts(),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
+    final = directory / f"{metagraph.block}-{_digest(content)}.json.gz"
     if final.exists():
         # An earlier call may have died after the rename and before its name was durable.
         fsync_path(directory)
@@ -141,49 +153,29 @@ def write_snapshot(metagraph: Metagraph, directory: Path) -> Path:
     if not directory.exists():
         directory.mkdir(parents=True)
         fsync_path(directory.parent)
-    content = io.BytesIO()
-    neurons.write_parquet(content, compression="zstd")
-    write_durably(final, content.getvalue())
+    write_durably(final, gzip.compress(content, mtime=0))
     return final
 
 
 def read_snapshot(path: Path) -> Metagraph:
     """Read what `write_snapshot` wrote; raise `MetagraphError` when it is not that any more."""
     try:
-        neurons = pl.read_parquet(path)
-        if path.stem.rpartition("-")[2] != _digest(neurons):
-            raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
-        return Metagraph(
-            netuid=neurons["netuid"][0],
-            block=neurons["snapshot_block"][0],
-            validators=neurons.filter(role="validator").select(VALIDATOR_SCHEMA.names()),
-            miners=neurons.filter(role="miner").select(MINERS.names),
-        )
-    except (OSError, pl.exceptions.PolarsError, IndexError) as error:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
         raise MetagraphError(f"chain snapshot {path}: {error}") from error
-
-
-def _neurons(metagraph: Metagraph) -> pl.DataFrame:
-    """Return both frames as one, so that a snapshot is one file and is written in one step."""
-    return pl.concat(
-        [
-            metagraph.validators.with_columns(role=pl.lit("validator")),
-            metagraph.miners.with_columns(role=pl.lit("miner")),
-        ],
-        how="diagonal",
-    ).select(
-        pl.lit(metagraph.netuid, pl.Int64).alias("netuid"),
-        pl.lit(metagraph.block, pl.Int64).alias("snapshot_block"),
-        "role",
-        "stake_rao",
-        *MINERS.names,
+    if _digest(content) != path.name.removesuffix(".json.gz").rpartition("-")[2]:
+        raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
+    document = json.loads(content)
+    return Metagraph(
+        document["netuid"],
+        document["block"],
+        pl.DataFrame(document["validators"], schema=VALIDATOR_SCHEMA, orient="row"),
+        pl.DataFrame(document["miners"], schema=schema(MINERS), orient="row"),
     )
 
 
-def _digest(neurons: pl.DataFrame) -> str:
-    """Return a digest of the rows, not of a Parquet file, whose bytes vary with its writer."""
-    content = json.dumps([neurons.columns, neurons.rows()], separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _parsed(document: dict[str, object], netuid: int) -> Metagraph:

@@ -1,9 +1,9 @@
 """Metagraph files, what is refused in them, and the snapshots that keep them."""
 
+import gzip
 import json
 from fractions import Fraction
 
-import polars as pl
 import pytest
 from substrateinterface import Keypair
 
@@ -82,7 +82,12 @@ def without(fields, name):
 
 
 def test_a_file_becomes_a_metagraph(read):
-    found = read(document(validators=[validator(BOB, 3, 5000), validator(ALICE, 0)]))
+    found = read(
+        document(
+            validators=[validator(BOB, 3, 5000), validator(ALICE, 0)],
+            miners=[miner(hotkey=DAVE, uid=9), miner()],
+        )
+    )
 
     assert (found.netuid, found.block) == (99, 4_500_000)
     assert found.validators.to_dicts() == [
@@ -90,7 +95,10 @@ def test_a_file_becomes_a_metagraph(read):
         {"hotkey": BOB, "uid": 3, "stake_rao": 5_000_000_000_000},
     ]
     assert found.miners.schema == schema(MINERS)
-    assert found.miners.to_dicts() == [WHOLE_MINER | {"last_validated_at_ms": None}]
+    assert found.miners.to_dicts() == [
+        WHOLE_MINER | {"last_validated_at_ms": None},
+        WHOLE_MINER | {"hotkey": DAVE, "uid": 9, "last_validated_at_ms": None},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +365,7 @@ def test_a_snapshot_gives_the_metagraph_back(read, tmp_path, miner_rows):
     path = write_snapshot(metagraph, tmp_path / "warehouse" / "snapshots")
 
     assert path.name.startswith("4500000-")
-    assert path.suffix == ".parquet"
+    assert path.name.endswith(".json.gz")
     assert_equal_metagraphs(read_snapshot(path), metagraph)
 
 
@@ -411,11 +419,33 @@ def test_a_snapshot_that_is_damaged_or_renamed_is_refused(read, tmp_path):
         read_snapshot(path)
 
 
-def test_a_snapshot_is_one_table_that_an_analyst_can_read(read, tmp_path):
+def test_any_damaged_byte_of_a_snapshot_is_noticed_or_harmless(read, tmp_path):
+    metagraph = read(document())
+    path = write_snapshot(metagraph, tmp_path)
+    content = path.read_bytes()
+
+    refused = 0
+    for position in range(len(content)):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1 :]
+        )
+        try:
+            assert_equal_metagraphs(read_snapshot(path), metagraph)
+        except MetagraphError:
+            refused += 1
+    # Harmless are a few bytes of gzip's header: the time of writing and the like.
+    assert refused >= len(content) - 10
+
+
+def test_a_snapshot_is_json_that_anything_can_read(read, tmp_path):
     path = write_snapshot(read(document()), tmp_path)
 
-    rows = pl.read_parquet(path).select("netuid", "snapshot_block", "role", "uid", "hotkey").rows()
-    assert rows == [(99, 4_500_000, "validator", 0, ALICE), (99, 4_500_000, "miner", 7, CAROL)]
+    assert json.loads(gzip.decompress(path.read_bytes())) == {
+        "netuid": 99,
+        "block": 4_500_000,
+        "validators": [{"hotkey": ALICE, "uid": 0, "stake_rao": 12_345_678_000_000}],
+        "miners": [WHOLE_MINER | {"last_validated_at_ms": None}],
+    }
 
 
 def test_a_snapshot_that_could_not_be_written_is_not_there(read, tmp_path):
