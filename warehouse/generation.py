@@ -108,18 +108,16 @@ class Generations:
         return pointed
 
     def kept(self) -> list[Generation]:
-        """Return the generations that are still there, newest first."""
-        names = (path.name.removesuffix(SUFFIX) for path in self.directory.glob(f"*{SUFFIX}"))
-        return [
-            self._generation(name) for name in sorted(names, reverse=True) if NAME.fullmatch(name)
-        ]
+        """Return the generations that were published and are still there, newest first."""
+        current = self.current()
+        if current is None:
+            return []
+        # One that is newer than the pointer was built by a run that died: nobody was told of it.
+        return [one for one in self._built() if one.snapshot_id <= current.snapshot_id]
 
     def find(self, snapshot_id: str) -> Generation | None:
         """Return a kept generation by its name."""
-        if not NAME.fullmatch(snapshot_id):
-            return None
-        generation = self._generation(snapshot_id)
-        return generation if generation.path.exists() else None
+        return next((one for one in self.kept() if one.snapshot_id == snapshot_id), None)
 
     def at(self, instant_ms: int) -> Generation | None:
         """Return the newest kept generation that was computed at or before an instant."""
@@ -148,6 +146,8 @@ class Generations:
         with locked(lock, self.settings.publish_lock_seconds_max):
             watermark = int(str(info["watermark"]))
             newest = self._refuse_stale(watermark)
+            for orphan in set(self._built()) - set(self.kept()):
+                self._remove(orphan)
             computed_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
             instant = datetime.fromtimestamp(computed_at_ms // 1000, UTC)
             generation = self._generation(
@@ -197,10 +197,16 @@ class Generations:
             if generation.snapshot_id in keep:
                 named |= self.archive_files(generation)
             else:
-                generation.path.unlink(missing_ok=True)
-                generation.path.with_suffix(".json").unlink(missing_ok=True)
+                self._remove(generation)
         self._remove_leftovers()
         return sum(generation.snapshot_id not in keep for generation in kept), named
+
+    def _built(self) -> list[Generation]:
+        """Return all whole files, newest first."""
+        names = (path.name.removesuffix(SUFFIX) for path in self.directory.glob(f"*{SUFFIX}"))
+        return [
+            self._generation(name) for name in sorted(names, reverse=True) if NAME.fullmatch(name)
+        ]
 
     def _generation(self, snapshot_id: str) -> Generation:
         return Generation(snapshot_id, self.directory / f"{snapshot_id}{SUFFIX}")
@@ -243,6 +249,11 @@ class Generations:
         temporary = temporary_beside(self.stable_name)
         temporary.symlink_to(os.path.relpath(generation.path, self.stable_name.parent))
         temporary.replace(self.stable_name)
+
+    @staticmethod
+    def _remove(generation: Generation) -> None:
+        generation.path.unlink(missing_ok=True)
+        generation.path.with_suffix(".json").unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         for path in self.directory.glob(".*.tmp*"):

@@ -1,24 +1,12 @@
-"""Signed requests and samples with valid defaults; a test names only what it is about."""
+"""Short forms for tests about storage: miners and signers by name, tasks by number or legacy id."""
 
-import hashlib
 import json
-import time
-from functools import cache
 
-from substrateinterface import Keypair
-
-from warehouse.hotkeys import signed_message
-from warehouse.records import Sample, SignedRequest
+from tests.builders import hotkey, signed_request
+from tests.builders import sample as sample_of
 from warehouse.settings import WarehouseSettings
 
-
-@cache
-def key(name):
-    return Keypair.create_from_uri(f"//{name}")
-
-
-def hotkey(name):
-    return key(name).ss58_address
+__all__ = ["append", "hotkey", "request", "sample", "settings"]
 
 
 def settings(home, **values):
@@ -27,44 +15,14 @@ def settings(home, **values):
 
 def sample(miner="miner", task=1, **values):
     task_id = task if isinstance(task, int) else None
-    defaults = Sample(
-        miner_hotkey=hotkey(miner),
-        task_id=task_id,
-        task_key=str(task),
-        sample_id=str(task),
-        passed=True,
-        confidence=90,
-        latency_ms=1200,
-        prompt="a cat walks over a bridge",
-        s3_bucket="leoma",
-        s3_prefix=str(task),
-        reasoning="smooth motion",
-        original_artifacts=None,
-        generated_artifacts=None,
-        presentation_order=None,
-        evaluation_signature=None,
-    )
-    return defaults._replace(**values)
+    key = str(task)
+    ids = {"task_id": task_id, "task_key": key, "sample_id": key}
+    return sample_of(miner_hotkey=hotkey(miner), **ids, **values)
 
 
-def request(signer="validator", body=None, method="POST", path="/samples/batch"):
-    """A request signed in scheme 2. Equal bodies give different signatures, as sr25519 does."""
-    content = json.dumps({"body": body}).encode()
-    timestamp = str(int(time.time()))
-    nonce = hashlib.sha256(content + timestamp.encode()).hexdigest()[:32]
-    message = signed_message(
-        scheme=2, method=method, path=path, body=content, timestamp=timestamp, nonce=nonce
-    )
-    return SignedRequest(
-        hotkey=hotkey(signer),
-        signature=key(signer).sign(message),
-        scheme=2,
-        timestamp=timestamp,
-        nonce=nonce,
-        method=method,
-        path=path,
-        body=content,
-    )
+def request(signer="validator", body=None):
+    """A signed write. Equal bodies give different signatures, as sr25519 does."""
+    return signed_request(signer, json.dumps(body).encode(), path="/samples/batch")
 
 
 def append(log, *samples, signer="validator"):

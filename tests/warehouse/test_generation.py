@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -99,6 +100,21 @@ def test_generations_are_found_by_name_and_by_time(generations):
     assert generations.at(second.computed_at_ms - 1) == first
     assert generations.at(second.computed_at_ms) == second
     assert generations.at(first.computed_at_ms - 1) is None
+
+
+def test_a_generation_that_was_built_and_never_pointed_to_is_nobodys(generations):
+    published = generations.publish(EMPTY, info())
+    # What a run leaves that dies between the file's rename and the pointer's.
+    later = generations.publish(EMPTY, info())
+    content = json.dumps({"snapshot_id": published.snapshot_id, "watermark": 0})
+    generations.pointer.write_text(content)
+    assert generations.current() == published
+    assert generations.kept() == [published]
+    assert generations.find(later.snapshot_id) is None
+    assert generations.at(later.computed_at_ms) == published
+    last = generations.publish(EMPTY, info())
+    assert generations.kept() == [last, published]
+    assert not later.path.exists()
 
 
 def test_a_run_that_counts_less_of_the_log_publishes_nothing(generations):
