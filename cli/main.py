@@ -18,6 +18,7 @@ COMMANDS = {
     "dagster": ("cli.orchestration", "Start one of Dagster's processes."),
     "materialize": ("cli.materialize", "Make and publish all tables now, in this process."),
     "keep": ("cli.materialize", "Do the nightly work now."),
+    "healthcheck": ("cli.healthcheck", "Exit with 0 if URL answers with a 2xx status."),
     "fsck": ("cli.fsck", "Verify the whole log."),
     "rank": ("cli.show", "Show the rank table."),
     "weights": ("cli.show", "Show the weights that validators set on chain."),

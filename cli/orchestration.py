@@ -31,11 +31,13 @@ load_from:
 
 
 def dagster_home() -> Path:
-    """Return DAGSTER_HOME, made and configured; LEOMA_HOME/dagster where none is set."""
+    """Return DAGSTER_HOME, made and configured; it becomes LEOMA_HOME/dagster where none is set."""
     given = os.environ.get("DAGSTER_HOME")
     home = Path(given) if given else read_settings(WarehouseSettings).leoma_home / "dagster"
     home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)
+    # Dagster's storage reads it from the environment, here and in the process that this becomes.
+    os.environ["DAGSTER_HOME"] = str(home)
     with locked(home / "setup.lock", SETUP_SECONDS_MAX):
         if not (home / "dagster.yaml").exists():
             with as_file(files("pipelines") / "dagster.yaml") as ours:
@@ -75,7 +77,7 @@ def fail_orphaned_runs() -> int:
 def become(arguments: Sequence[str]) -> NoReturn:
     """Turn this process into `python -m arguments...` with DAGSTER_HOME set."""
     with one_line(OSError, LockTimeoutError):
-        os.environ["DAGSTER_HOME"] = str(dagster_home())
+        dagster_home()
     sys.stdout.flush()
     # Our own interpreter and modules: nothing here comes from outside.
     os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606

@@ -1,0 +1,69 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+
+from cli.orchestration import LOCATION, dagster_home, fail_orphaned_runs, workspace_options
+from cli.processes import Processes
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEOMA_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", "")  # as if unset, and restored after the test
+    return tmp_path / "dagster"
+
+
+def test_dagsters_home_is_made_with_our_settings(home):
+    assert dagster_home() == home
+    settings = yaml.safe_load((home / "dagster.yaml").read_text())
+    assert settings["telemetry"] == {"enabled": False}
+    with DagsterInstance.from_config(str(home)) as instance:
+        assert instance.telemetry_enabled is False
+        assert instance.run_monitoring_enabled
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 1
+
+
+def test_an_operators_own_settings_stay(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    assert dagster_home() == tmp_path / "elsewhere"
+    assert "run_monitoring" not in (tmp_path / "elsewhere" / "dagster.yaml").read_text()
+
+
+def test_processes_that_start_together_do_not_break_dagsters_tables(home, tmp_path):
+    code = "from cli.orchestration import dagster_home; dagster_home()"
+    with (
+        Processes(tmp_path, {"LEOMA_HOME": str(tmp_path)}, 5) as processes,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        started = [processes.start(f"home-{number}", ["-c", code]) for number in range(3)]
+        codes = list(pool.map(lambda child: child.process.wait(60), started))
+    assert codes == [0, 0, 0]
+    with DagsterInstance.from_config(str(dagster_home())) as instance:
+        assert instance.get_runs_count() == 0
+
+
+def test_runs_of_a_killed_code_server_do_not_block_the_queue(home):
+    with DagsterInstance.from_config(str(dagster_home())) as instance:
+        begun = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+        ended = create_run_for_test(instance, status=DagsterRunStatus.SUCCESS)
+        assert fail_orphaned_runs() == 1
+        assert instance.get_run_by_id(begun.run_id).status is DagsterRunStatus.FAILURE
+        assert instance.get_run_by_id(ended.run_id).status is DagsterRunStatus.SUCCESS
+    assert fail_orphaned_runs() == 0
+
+
+def test_the_location_keeps_its_name_when_the_port_changes(home):
+    for port in (4000, 4001):
+        _, path = workspace_options("127.0.0.1", port)
+        (entry,) = yaml.safe_load(Path(path).read_text())["load_from"]
+        assert entry["grpc_server"] == {
+            "host": "127.0.0.1",
+            "port": port,
+            "location_name": LOCATION,
+        }
