@@ -45,15 +45,18 @@ class ApiSettings(BaseSettings):
     past_weights_max_age_seconds: int = Field(
         86_400, ge=0, description="How long caches may keep the weights of one named snapshot."
     )
-    metagraph_stale_seconds: int = Field(
-        900, gt=0, description="Age from which the metagraph counts as not synced: three intervals."
-    )
+    chain_sync_interval_seconds: int = Field(300, gt=0, description="As for the pipelines.")
     retry_after_seconds: int = Field(
         2, gt=0, description="What Retry-After says when the log or the tables are not available."
     )
     rendered_bytes_max: int = Field(
         16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
     )
+
+    @property
+    def metagraph_stale_seconds(self) -> int:
+        """The age from which the metagraph counts as not synced: three intervals."""
+        return 3 * self.chain_sync_interval_seconds
 
     @field_validator("admin_hotkeys", "cors_origins", mode="before")
     @classmethod

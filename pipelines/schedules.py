@@ -18,13 +18,14 @@ UNFINISHED = [
 
 def schedules(settings: PipelineSettings) -> list[dg.ScheduleDefinition]:
     """Return the schedules; both run unless an operator stops them in the UI."""
-    minutes = max(1, settings.chain_sync_interval_seconds // 60)
+    minutes = settings.chain_sync_interval_seconds // 60
+    cron = "0 * * * *" if minutes == 60 else f"*/{minutes} * * * *"
     return [
         # Stake moves also when no sample arrives.
         dg.ScheduleDefinition(
             name="chain_sync",
             job_name=MATERIALIZE,
-            cron_schedule=f"*/{minutes} * * * *",
+            cron_schedule=cron,
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),
         dg.ScheduleDefinition(

@@ -85,7 +85,11 @@ class PipelineSettings(BaseSettings):
         "this much counts.",
     )
     chain_sync_interval_seconds: int = Field(
-        300, gt=0, description="Seconds between two reads of the metagraph, each with a full run."
+        300,
+        gt=0,
+        le=3600,
+        description="Seconds between two reads of the metagraph, each with a full run: whole "
+        "minutes that divide an hour. The API calls a metagraph stale after three of them.",
     )
     weights_valid_seconds: int = Field(
         900, gt=0, description="Seconds for which published weights may be set on chain."
@@ -93,7 +97,6 @@ class PipelineSettings(BaseSettings):
     sensor_interval_seconds: int = Field(
         5, gt=0, description="Seconds between two looks for new records in the log."
     )
-
     dagster_runs_kept: int = Field(
         1_000, ge=10, description="Newest finished runs that Dagster remembers; by night others go."
     )
@@ -109,6 +112,13 @@ class PipelineSettings(BaseSettings):
         if "://" in chain_source:
             raise ValueError("CHAIN_SOURCE: give the path of a metagraph file")
         return chain_source
+
+    @field_validator("chain_sync_interval_seconds")
+    @classmethod
+    def _as_cron_says_it(cls, seconds: int) -> int:
+        if seconds % 60 or 3600 % seconds:
+            raise ValueError("CHAIN_SYNC_INTERVAL_SECONDS: give whole minutes that divide an hour")
+        return seconds
 
     def parameters(self) -> Parameters:
         """Return the scoring parameters, exact."""

@@ -70,6 +70,8 @@ def test_settings_come_from_the_environment_without_a_prefix(environment):
         ("dominance_threshold", Decimal("Infinity")),
         ("dominance_threshold", Decimal("-0.05")),
         ("chain_sync_interval_seconds", 0),
+        ("chain_sync_interval_seconds", 90),
+        ("chain_sync_interval_seconds", 420),
         ("weights_valid_seconds", 0),
         ("sensor_interval_seconds", 0),
     ],
