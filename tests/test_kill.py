@@ -2,48 +2,20 @@
 
 import itertools
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
 import httpx
 
 from tests.builders import hotkey, publish, sample_body, signed_headers
+from tests.leoma_serve import LeomaServe
 from warehouse.sqlite_keeper import SqliteKeeper
 
 KILLS = 20
 VALIDATORS = ("v0", "v1", "v2", "v3")
 BATCH = 20
 GIVE_UP_SECONDS = 120
-
-
-class Api:
-    """`leoma serve`: two workers in a process group of their own, one port for all lives."""
-
-    def __init__(self, home):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.environment = {**os.environ, "LEOMA_HOME": str(home)}
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "cli.main", "serve", "--workers", "2"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--log-level", "error"],
-            env=self.environment,
-            start_new_session=True,
-        )
-
-    def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 class Validator(threading.Thread):
@@ -86,7 +58,7 @@ class Validator(threading.Thread):
 
 def test_twenty_kills_lose_nothing_double_nothing_tear_nothing(warehouse_settings):
     publish(warehouse_settings, validators=[{"hotkey": hotkey(name)} for name in VALIDATORS])
-    api = Api(warehouse_settings.leoma_home)
+    api = LeomaServe(warehouse_settings.leoma_home)
     acknowledged, stop = threading.Semaphore(0), threading.Event()
     validators = [Validator(name, api.url, acknowledged, stop) for name in VALIDATORS]
     moments = random.Random(7)

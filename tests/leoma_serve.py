@@ -1,0 +1,51 @@
+"""`leoma serve` as a real process with real workers, for tests that kill it or load it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+
+START_SECONDS_MAX = 60
+
+
+class LeomaServe:
+    """Two workers in a process group of their own, on one port for all their lives."""
+
+    def __init__(self, home, workers=2, **settings):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.workers = workers
+        self.environment = {**os.environ, "LEOMA_HOME": str(home), **settings}
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "cli.main", "serve", "--workers", str(self.workers)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--log-level", "error"],
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + START_SECONDS_MAX
+        with httpx.Client(trust_env=False) as http:
+            while True:
+                assert self.process.poll() is None, "the API ended"
+                assert time.monotonic() < deadline, "the API did not start"
+                try:
+                    if http.get(f"{self.url}/health/ready").is_success:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.05)
+
+    def kill(self):
+        """End everything at once, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
