@@ -33,8 +33,9 @@ SEQS_IN_TWO_TABLES = """
 """
 SAMPLES_OUT_OF_PLACE = """
     SELECT s.seq FROM samples AS s LEFT JOIN submissions AS b ON b.seq = s.submission_seq
+    LEFT JOIN hotkeys AS v ON v.id = s.validator_id LEFT JOIN hotkeys AS m ON m.id = s.miner_id
     WHERE b.seq IS NULL OR s.seq <= b.seq OR s.seq > b.seq + b.sample_count
-        OR s.validator_hotkey <> b.hotkey
+        OR m.id IS NULL OR v.hotkey IS NOT b.hotkey
 """
 SAMPLES_WITHOUT_TEXTS = """
     SELECT seq FROM samples WHERE seq NOT IN (SELECT seq FROM sample_texts)

@@ -52,7 +52,9 @@ FIND_SPENT = "SELECT 1 FROM spent_signatures WHERE signature = ?"
 SPEND = "INSERT INTO spent_signatures VALUES (?, ?) ON CONFLICT DO NOTHING"
 FORGET_SPENT = "DELETE FROM spent_signatures WHERE spent_at_ms < ?"
 INSERT_SUBMISSION = "INSERT INTO submissions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_SAMPLE = "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_SAMPLE = "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIND_HOTKEY = "SELECT id FROM hotkeys WHERE hotkey = ?"
+INSERT_HOTKEY = "INSERT INTO hotkeys SELECT coalesce(max(id), 0) + 1, ? FROM hotkeys RETURNING id"
 INSERT_TEXTS = "INSERT INTO sample_texts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 QUEUE_RESULT = """
@@ -266,13 +268,18 @@ class _Transaction:
         appended = self._submission(request, packed_body, len(samples), evaluation)
         first_seq = self.seq + 1
         self.seq += len(samples)
+        validator_id = self._hotkey_id(request.hotkey)
+        miner_ids = {
+            hotkey: self._hotkey_id(hotkey) for hotkey in {s.miner_hotkey for s in samples}
+        }
         self.connection.executemany(
             INSERT_SAMPLE,
             [
                 (
-                    seq, appended.submission_seq, self.now_ms, request.hotkey,
-                    sample.miner_hotkey, sample.task_id, sample.task_key, sample.passed,
-                    sample.confidence, sample.latency_ms,
+                    seq, appended.submission_seq, self.now_ms, validator_id,
+                    miner_ids[sample.miner_hotkey],
+                    sample.task_key if sample.task_id is None else sample.task_id,
+                    sample.passed, sample.confidence, sample.latency_ms,
                 )
                 for seq, sample in enumerate(samples, first_seq)
             ],
@@ -359,6 +366,10 @@ class _Transaction:
 
     def _is_spent(self, signature: bytes) -> bool:
         return bool(self._ask(FIND_SPENT, (signature,)))
+
+    def _hotkey_id(self, hotkey: str) -> int:
+        rows = self._ask(FIND_HOTKEY, (hotkey,)) or self._ask(INSERT_HOTKEY, (hotkey,))
+        return int(rows[0][0])
 
     def _ask(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return self.connection.execute(sql, bindings).fetchall()

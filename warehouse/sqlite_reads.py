@@ -16,62 +16,64 @@ VOTES_CHUNK_ROWS = 50_000
 TEXTS_CHUNK_ROWS = 5_000
 SUBMISSIONS_CHUNK_ROWS = 1_000
 
+Bindings = tuple[Any, ...] | dict[str, Any]
+
 SAMPLE_COLUMNS = """
-    s.seq, s.received_at_ms, s.validator_hotkey, s.miner_hotkey, s.task_id, t.sample_id, s.passed,
-    s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix, t.reasoning,
-    t.generated_artifacts
+    s.seq, s.received_at_ms, v.hotkey, m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL),
+    t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
+    t.reasoning, t.generated_artifacts
+"""
+BY_VALIDATOR = "s.validator_id = (SELECT id FROM hotkeys WHERE hotkey = :validator)"
+ABOUT_MINER = "s.miner_id = (SELECT id FROM hotkeys WHERE hotkey = :miner)"
+# CROSS JOIN keeps the order of the tables: samples first, by the index that is named.
+JOINED = """
+    CROSS JOIN sample_texts AS t USING (seq)
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
 """
 # A newer version of the same (task, miner, validator) hides a sample. The index is named because
 # the planner picks another one, which takes a hundred times as long.
 IS_CURRENT = """
     NOT EXISTS (
         SELECT 1 FROM samples AS n INDEXED BY samples_version
-        WHERE n.task_key = s.task_key AND n.miner_hotkey = s.miner_hotkey
-        AND n.validator_hotkey = s.validator_hotkey AND n.seq > s.seq
+        WHERE n.task = s.task AND n.miner_id = s.miner_id
+        AND n.validator_id = s.validator_id AND n.seq > s.seq
     )
 """
 NEWEST = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s JOIN sample_texts AS t USING (seq)
-    WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s {JOINED}
+    WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
 """
 OF_VALIDATOR = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_validator JOIN sample_texts AS t USING (seq)
-    WHERE s.validator_hotkey = ? AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_validator {JOINED}
+    WHERE {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
 """
 OF_MINER = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_miner JOIN sample_texts AS t USING (seq)
-    WHERE s.miner_hotkey = ? AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT ?
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_miner {JOINED}
+    WHERE {ABOUT_MINER} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
 """
 OF_SUBMISSION = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s JOIN sample_texts AS t USING (seq)
-    WHERE s.seq > ?1 AND s.seq <= ?1 + (SELECT sample_count FROM submissions WHERE seq = ?1)
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s {JOINED}
+    WHERE s.seq > :seq
+        AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq)
     ORDER BY s.seq
 """
 OF_TASK = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
-    WHERE s.task_key = ?1 AND {IS_CURRENT}
-    ORDER BY s.miner_hotkey, s.validator_hotkey
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
+    WHERE s.task = :task AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
 """
 OF_TASK_AND_VALIDATOR = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
-    WHERE s.task_key = ?1 AND s.validator_hotkey = ?2 AND {IS_CURRENT}
-    ORDER BY s.miner_hotkey, s.validator_hotkey
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
+    WHERE s.task = :task AND {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
 """
 OF_TASK_AND_MINER = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
-    WHERE s.task_key = ?1 AND s.miner_hotkey = ?2 AND {IS_CURRENT}
-    ORDER BY s.miner_hotkey, s.validator_hotkey
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
+    WHERE s.task = :task AND {ABOUT_MINER} AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
 """
 OF_TASK_VALIDATOR_AND_MINER = f"""
-    SELECT {SAMPLE_COLUMNS}
-    FROM samples AS s INDEXED BY samples_version JOIN sample_texts AS t USING (seq)
-    WHERE s.task_key = ?1 AND s.miner_hotkey = ?2 AND s.validator_hotkey = ?3 AND {IS_CURRENT}
-    ORDER BY s.miner_hotkey, s.validator_hotkey
+    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
+    WHERE s.task = :task AND {ABOUT_MINER} AND {BY_VALIDATOR} AND {IS_CURRENT}
+    ORDER BY m.hotkey, v.hotkey
 """
 # Samples can leave the log by retention, their seqs never come again: the greatest of all is the
 # head.
@@ -86,9 +88,13 @@ EVENTS = """
     WHERE seq > ? AND seq <= ? ORDER BY seq
 """
 VOTES = """
-    SELECT seq, received_at_ms, validator_hotkey, miner_hotkey, task_id, task_key, passed,
-        confidence, latency_ms
-    FROM samples WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
+        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+        s.confidence, s.latency_ms
+    FROM samples AS s
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.seq > ? AND s.seq <= ? ORDER BY s.seq LIMIT ?
 """
 TEXTS = """
     SELECT seq, sample_id, prompt, s3_bucket, s3_prefix, reasoning, original_artifacts,
@@ -104,6 +110,11 @@ LAST_SEQ_BEFORE = """
     SELECT seq + max(sample_count, 1) FROM submissions
     WHERE received_at_ms < ? ORDER BY seq DESC LIMIT 1
 """
+
+
+def stored_task(task_key: str) -> int | str:
+    """Return a task key as the column `task` holds it."""
+    return int(task_key) if task_key.isascii() and task_key.isdigit() else task_key
 
 
 class SqliteReader:
@@ -139,16 +150,16 @@ class SqliteReader:
         return admin_state(self.events_between(0, seq))
 
     def submission_samples(self, submission_seq: int) -> list[StoredSample]:
-        return self._samples(OF_SUBMISSION, (submission_seq,))
+        return self._samples(OF_SUBMISSION, {"seq": submission_seq})
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
-        return self._samples(NEWEST, (limit,))
+        return self._samples(NEWEST, {"limit": limit})
 
     def samples_of_validator(self, validator_hotkey: str, limit: int) -> list[StoredSample]:
-        return self._samples(OF_VALIDATOR, (validator_hotkey, limit))
+        return self._samples(OF_VALIDATOR, {"validator": validator_hotkey, "limit": limit})
 
     def samples_of_miner(self, miner_hotkey: str, limit: int) -> list[StoredSample]:
-        return self._samples(OF_MINER, (miner_hotkey, limit))
+        return self._samples(OF_MINER, {"miner": miner_hotkey, "limit": limit})
 
     def samples_of_task(
         self,
@@ -157,18 +168,18 @@ class SqliteReader:
         validator_hotkey: str | None = None,
         miner_hotkey: str | None = None,
     ) -> list[StoredSample]:
-        if validator_hotkey is None and miner_hotkey is None:
-            return self._samples(OF_TASK, (task_key,))
-        if miner_hotkey is None:
-            return self._samples(OF_TASK_AND_VALIDATOR, (task_key, validator_hotkey))
-        if validator_hotkey is None:
-            return self._samples(OF_TASK_AND_MINER, (task_key, miner_hotkey))
-        return self._samples(
-            OF_TASK_VALIDATOR_AND_MINER, (task_key, miner_hotkey, validator_hotkey)
-        )
+        question = {
+            (False, False): OF_TASK,
+            (True, False): OF_TASK_AND_VALIDATOR,
+            (False, True): OF_TASK_AND_MINER,
+            (True, True): OF_TASK_VALIDATOR_AND_MINER,
+        }[validator_hotkey is not None, miner_hotkey is not None]
+        asked = {"validator": validator_hotkey, "miner": miner_hotkey}
+        return self._samples(question, {"task": stored_task(task_key), **asked})
 
     def latest_sampled_task(self) -> int | None:
-        latest: int | None = self._one("SELECT max(task_id) FROM samples")
+        # Any text is greater than any integer.
+        latest: int | None = self._one("SELECT max(task) FROM samples WHERE task < ''")
         return latest
 
     def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
@@ -202,7 +213,7 @@ class SqliteReader:
         for connection in connections:
             connection.close()
 
-    def _samples(self, sql: str, bindings: tuple[Any, ...]) -> list[StoredSample]:
+    def _samples(self, sql: str, bindings: Bindings) -> list[StoredSample]:
         return [
             StoredSample._make([*row[:6], bool(row[6]), *row[7:]])
             for row in self._rows(sql, bindings)
@@ -218,7 +229,7 @@ class SqliteReader:
     def _one(self, sql: str) -> Any:
         return self._rows(sql, ())[0][0]
 
-    def _rows(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _rows(self, sql: str, bindings: Bindings) -> list[tuple[Any, ...]]:
         with translated_errors():
             return self._connection().execute(sql, bindings).fetchall()
 

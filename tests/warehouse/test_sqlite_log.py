@@ -214,6 +214,9 @@ def test_a_refused_admin_write_uses_its_signature_up(log):
         "INSERT INTO events VALUES (1, 0, 'task_announced', '9', NULL, 'x')",
         "INSERT OR REPLACE INTO sample_texts SELECT * FROM sample_texts",
         "DELETE FROM retention",
+        "DELETE FROM hotkeys",
+        "UPDATE hotkeys SET hotkey = 'x'",
+        "INSERT OR REPLACE INTO hotkeys SELECT 99, hotkey FROM hotkeys",
     ],
 )
 def test_the_database_itself_refuses_to_change_history(log, statement):
@@ -291,7 +294,7 @@ def without_triggers(log):
     [
         ("DELETE FROM samples WHERE seq = 2", "1 of 5 records are missing"),
         ("DELETE FROM submissions WHERE seq = 1", "sample without its submission at seq 2"),
-        ("UPDATE samples SET validator_hotkey = 'x' WHERE seq = 2", "without its submission"),
+        ("UPDATE samples SET validator_id = 99 WHERE seq = 2", "without its submission"),
         ("DELETE FROM sample_texts WHERE seq = 5", "without texts"),
         ("DELETE FROM samples WHERE seq = 3", "torn submission at seq 1"),
         ("UPDATE submissions SET hotkey = 'x' WHERE seq = 1", "submission 1 is not signed"),
