@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import apsw
@@ -60,20 +61,19 @@ OF_SUBMISSION = f"""
 """
 OF_TASK = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
+    WHERE s.task = :task AND {IS_CURRENT}
 """
 OF_TASK_AND_VALIDATOR = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
+    WHERE s.task = :task AND {BY_VALIDATOR} AND {IS_CURRENT}
 """
 OF_TASK_AND_MINER = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {ABOUT_MINER} AND {IS_CURRENT} ORDER BY m.hotkey, v.hotkey
+    WHERE s.task = :task AND {ABOUT_MINER} AND {IS_CURRENT}
 """
 OF_TASK_VALIDATOR_AND_MINER = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
     WHERE s.task = :task AND {ABOUT_MINER} AND {BY_VALIDATOR} AND {IS_CURRENT}
-    ORDER BY m.hotkey, v.hotkey
 """
 # Samples can leave the log by retention, their seqs never come again: the greatest of all is the
 # head.
@@ -175,7 +175,9 @@ class SqliteReader:
             (True, True): OF_TASK_VALIDATOR_AND_MINER,
         }[validator_hotkey is not None, miner_hotkey is not None]
         asked = {"validator": validator_hotkey, "miner": miner_hotkey}
-        return self._samples(question, {"task": stored_task(task_key), **asked})
+        found = self._samples(question, {"task": stored_task(task_key), **asked})
+        # Sorted here: SQLite would copy the wide rows to sort them.
+        return sorted(found, key=attrgetter("miner_hotkey", "validator_hotkey"))
 
     def latest_sampled_task(self) -> int | None:
         # Any text is greater than any integer.
