@@ -137,11 +137,20 @@ class Weights:
     def is_usable(self, now: datetime | None = None) -> bool:
         """Tell whether these weights may be set on chain now.
 
-        Not when they are stale, and no burn without a reason: both mean "we do not know", and who
-        does not know leaves the chain's weights as they are.
+        Not when they are stale, not when they name a winner and a reason to burn, or neither, and
+        not when the uid says otherwise. All of it means "we do not know", and who does not know
+        leaves the chain's weights as they are.
         """
-        is_decided = self.winner_hotkey is not None or self.burn_reason is not None
-        return is_decided and (now or datetime.now(UTC)) < self.valid_until
+        if self.winner_hotkey:
+            # The winner may have uid 0, which is then no burn.
+            due = [(self.winner_hotkey, self.winner_uid, 1.0)]
+            is_decided = self.burn_reason is None
+        else:
+            due = []
+            is_decided = bool(self.burn_reason) and self.winner_uid == 0
+        given = [(miner.miner_hotkey, miner.uid, miner.weight) for miner in self.miners]
+        is_consistent = is_decided and [entry for entry in given if entry[2] != 0] == due
+        return is_consistent and (now or datetime.now(UTC)) < self.valid_until
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ hotkey may do is up to the routes.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from fastapi import HTTPException, Request
@@ -173,7 +173,7 @@ async def authenticated(
     snapshots: Snapshots,
     log: LogReader,
     *,
-    now_unix: int,
+    now_unix: Callable[[], int],
     is_admin_route: bool,
 ) -> SignedRequest:
     """Return the request as signed by an accepted hotkey, its body read.
@@ -186,9 +186,13 @@ async def authenticated(
     required = settings.require_signature_v2
     if given.scheme == 1 and (required == "all" or (required == "admin" and is_admin_route)):
         raise _unauthorized("X-Signature-Version: 2 is required here")
-    check_freshness(given.timestamp, now_unix, settings.signature_expiry_seconds)
+    check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
     check_standing(given.hotkey, settings, snapshots, log)
     body = await read_body(request, settings.max_body_size)
+    # The sender decides how long its body takes: who was blacklisted in the meantime, or whose
+    # signature expired, must not get in through a connection that was let in before.
+    check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
+    check_standing(given.hotkey, settings, snapshots, log)
     method, path = method_of(request), path_of(request)
     if not is_signed(given, method, path, body):
         raise _unauthorized("X-Signature does not verify")

@@ -4,6 +4,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
+# What an answer takes beside its text: the objects of its key, of itself and of its place in the
+# order. Anybody can ask for any hotkey, and most answers about strangers are two bytes long.
+ENTRY_BYTES = 512
+
 
 def is_match(etag: bytes, if_none_match: bytes) -> bool:
     """Tell whether If-None-Match (`*`, or a list of tags, weak ones included) names `etag`."""
@@ -14,7 +18,10 @@ def is_match(etag: bytes, if_none_match: bytes) -> bool:
 
 
 class RenderedAnswers:
-    """Rendered answers by key, the least recently used dropped first. Threads share it."""
+    """Rendered answers by key, the least recently used dropped first. Threads share it.
+
+    `bytes_max` bounds the memory of all of it, keys included.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -31,9 +38,10 @@ class RenderedAnswers:
         # Not under the lock: rendering one answer twice is cheaper than making all others wait.
         answer = render()
         with self._lock:
-            if key not in self._answers and len(answer) <= self._bytes_max:
+            size = len(answer) + ENTRY_BYTES
+            if key not in self._answers and size <= self._bytes_max:
                 self._answers[key] = answer
-                self._bytes += len(answer)
+                self._bytes += size
                 while self._bytes > self._bytes_max:
-                    self._bytes -= len(self._answers.popitem(last=False)[1])
+                    self._bytes -= len(self._answers.popitem(last=False)[1]) + ENTRY_BYTES
         return answer

@@ -84,7 +84,7 @@ async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
         parts.settings,
         parts.snapshots,
         parts.reader,
-        now_unix=now_ms() // 1000,
+        now_unix=lambda: now_ms() // 1000,
         is_admin_route=is_admin_route,
     )
 

@@ -6,6 +6,7 @@ Both are ASGI applications around another one. Everything else about a request i
 from typing import NamedTuple
 
 from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import credentials, is_signed, method_of, path_of, read_body
@@ -143,6 +144,8 @@ class AdminReads:
         request = Request(scope, receive)
         try:
             body = await self._remembered_body(request, service)
+        except ClientDisconnect:
+            return  # nobody is there to read an answer
         except BodyTooLargeError as error:
             await error_response(413, str(error))(scope, receive, send)
             return

@@ -94,9 +94,15 @@ async def _append(
     """Return the samples as stored, durably.
 
     For a signature that was used before they are those of the submission that used it, so that a
-    client that lost the answer gets it; 409 if that was another request than this one.
+    client that lost the answer gets it; 409 if that was another request than this one. A refused
+    submission uses its signature up.
     """
-    _refuse_unannounced(samples, parts.reader.admin_state().latest_task_id)
+    try:
+        _refuse_unannounced(samples, parts.reader.admin_state().latest_task_id)
+    except HTTPException:
+        # Else it could be replayed once its task is announced, over a newer vote of the validator.
+        await parts.remember_signature(request.signature)
+        raise
     appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
     if not appended.is_replay:
         first = appended.submission_seq + 1

@@ -318,3 +318,42 @@ def test_one_more_worker_on_the_same_home(module_home: WarehouseSettings, server
     """The module's home serves two applications at once, as several workers of one machine."""
     with Server(API_SETTINGS, module_home) as other:
         assert other.signed("big", "GET", PATH).status_code == 200
+
+
+def blacklist(server, name):
+    answer = server.signed("admin", "POST", "/blacklist", {"hotkey": hotkey(name)})
+    assert answer.status_code == 200
+
+
+def answer_to_a_body_in_two_parts(server, between):
+    """Send half a sample, call `between`, send the rest; return the status line."""
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("small", body, method="POST", path="/samples", scheme=2)
+    lines = "".join(f"{header}: {value}\r\n" for header, value in headers.items())
+    head = f"POST /samples HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode() + body[:10])
+        # The answer of another request: by then this one has been let in.
+        assert server.get("/time").status_code == 200
+        time.sleep(0.1)
+        between()
+        connection.sendall(body[10:])
+        return connection.recv(12)
+
+
+def test_who_is_blacklisted_while_the_body_is_on_its_way_is_refused(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        assert answer_to_a_body_in_two_parts(running, lambda: None) == b"HTTP/1.1 200"
+        status = answer_to_a_body_in_two_parts(running, lambda: blacklist(running, "small"))
+        assert status == b"HTTP/1.1 401"
+        assert len(running.get("/samples/list").json()) == 1
+
+
+def test_signature_that_expires_while_the_body_is_on_its_way_is_refused(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    settings = API_SETTINGS.model_copy(update={"signature_expiry_seconds": 1})
+    with Server(settings, warehouse_settings) as running:
+        status = answer_to_a_body_in_two_parts(running, lambda: time.sleep(2.1))
+        assert status == b"HTTP/1.1 401"
+        assert running.get("/samples/list").json() == []

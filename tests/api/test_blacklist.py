@@ -1,6 +1,7 @@
 """The blacklist, and what an admin's signature is good for."""
 
 import json
+import socket
 import time
 
 import pytest
@@ -204,3 +205,14 @@ def test_head_signed_with_scheme_2_is_signed_as_head(fresh):
     for method, status in (("HEAD", 200), ("GET", 401)):
         headers = signed_headers("big", method=method, path="/miners/valid", scheme=2)
         assert fresh.http.head("/miners/valid", headers=headers).status_code == status
+
+
+def test_admin_that_leaves_in_the_middle_of_a_reads_body_is_no_error(fresh, caplog):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed_headers("admin").items())
+    head = f"GET /weights HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n{lines}\r\nx"
+    with socket.create_connection(("127.0.0.1", fresh.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.1)
+    time.sleep(0.1)
+    assert fresh.get("/weights").status_code == 200
+    assert caplog.records == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.answers import instant, retry_after_seconds, server_time
+from api.answers import MinerWeight, instant, retry_after_seconds, server_time
 from api.client import (
     BODY_BYTES_MAX,
     ConflictError,
@@ -242,6 +242,28 @@ def test_a_burn_without_a_reason_is_not_usable() -> None:
     burn = Weights(0, None, "no_rank", valid_until=later, **fields)
     assert not unknown.is_usable(now)
     assert burn.is_usable(now)
+
+
+def test_weights_that_contradict_themselves_are_not_usable() -> None:
+    now = datetime.now(UTC)
+    fields = {"snapshot_id": "s", "block": 1, "computed_at": now, "watermark": 0}
+    later = now + timedelta(hours=1)
+
+    def is_usable(uid: int, winner: str | None, reason: str | None, *weights: float) -> bool:
+        miners = tuple(
+            MinerWeight(f"miner-{uid}", uid, 0.5, weight) for uid, weight in enumerate(weights)
+        )
+        return Weights(uid, winner, reason, miners, valid_until=later, **fields).is_usable(now)
+
+    assert is_usable(1, "miner-1", None, 0.0, 1.0)
+    assert is_usable(0, "miner-0", None, 1.0, 0.0)  # a winner may have uid 0
+    assert is_usable(0, None, "no_rank", 0.0, 0.0)
+    assert not is_usable(1, "miner-1", "no_rank", 0.0, 1.0)  # a winner, and a reason to burn
+    assert not is_usable(0, "miner-1", None, 0.0, 1.0)  # whoever goes by the uid would burn
+    assert not is_usable(1, None, "no_rank", 0.0, 0.0)
+    assert not is_usable(0, None, "no_rank", 0.0, 1.0)
+    assert not is_usable(0, None, "", 0.0, 0.0)
+    assert not is_usable(1, "miner-1", None, 0.0, float("nan"))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"winner_uid": 0, "miners": []}', b"null"])

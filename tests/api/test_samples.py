@@ -355,6 +355,20 @@ def test_signature_of_a_sample_does_not_do_for_an_admins_write(fresh):
     assert fresh.get("/blacklist").json() == []
 
 
+@pytest.mark.parametrize("path", ["/samples", "/samples/batch"])
+def test_signature_of_a_refused_sample_is_used_up(fresh, path):
+    """Else the vote that was refused could be replayed later, over the one that was counted."""
+    fresh.signed("admin", "POST", "/tasks", {"task_id": 7})
+    old, new = sample_body(task_id=8, passed=False), sample_body(task_id=8, passed=True)
+    request = prepared(path=path, document={"samples": [old]} if path.endswith("batch") else old)
+    for _ in range(2):
+        assert resend(fresh, request, path).status_code == 400
+    fresh.signed("admin", "POST", "/tasks", {"task_id": 8})
+    newer = fresh.signed("big", "POST", "/samples", new).json()
+    assert resend(fresh, request, path).status_code == 409
+    assert fresh.get("/samples/list").json() == [newer]
+
+
 def test_same_samples_signed_anew_are_a_new_version(fresh):
     assert submit(fresh)["id"] < submit(fresh)["id"]
 

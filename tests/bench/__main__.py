@@ -1,0 +1,205 @@
+"""`make bench`: measure the service on a large history, each figure beside the machine's limit.
+
+Exits non-zero when something failed, not when something was slow: a missed target is marked.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cli.demo import KEPT_SETTINGS
+from cli.processes import ProcessError, StopRequested, stop_signals
+from tests.bench import history, limits, report, servers
+from tests.bench.report import Figure
+from tests.bench.runs import NEW_SAMPLES
+from warehouse.log import LogError
+from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_log import SqliteLog
+
+ROOT = Path("build/bench")
+FULL_RUNS, INCREMENTAL_RUNS = 5, 5
+WRITE_TASKS = 10  # a round of writes: 20,000 samples
+BARE_INSERT_TASKS = 10
+LATEST_TASK = 10**9
+Value = TypeVar("Value")
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the settings of every process that is measured."""
+    return {
+        **{name: value for name, value in os.environ.items() if name not in KEPT_SETTINGS},
+        "LEOMA_HOME": str(home),
+        "CHAIN_SOURCE": str(home / "metagraph.json"),
+        "NETUID": "99",
+        "ADMIN_HOTKEYS": history.hotkey("admin"),
+        # The rebuild moves all texts at once; by default they follow run by run.
+        "ARCHIVE_TEXTS_PER_RUN_MAX": str(10**9),
+    }
+
+
+def step(what: str, act: Callable[[], Value]) -> Value:
+    """Do one part of the measuring, and say what and how long."""
+    click.echo(f"{what} ...", nl=False)
+    begun = time.perf_counter()
+    value = act()
+    click.echo(f" {time.perf_counter() - begun:.0f} s")
+    return value
+
+
+def measure(samples: int) -> tuple[list[Figure], int]:
+    """Measure everything; return the figures and how many samples the history has."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    root = ROOT.absolute()
+    shape = history.Shape.of(samples)
+    made = history.made_history(root, shape, int(time.time()))
+    home = step("Copying the history", lambda: history.working_copy(made, root))
+    given = environment(home)
+    logs = root / "logs"
+    logs.mkdir(exist_ok=True)
+
+    rebuild = step(
+        "Rebuild from the log alone", lambda: servers.materialisations(given, "again", 1)
+    )
+    full = step("Full runs", lambda: servers.materialisations(given, "again", FULL_RUNS))
+    grown = step(
+        "Incremental runs", lambda: servers.materialisations(given, "grow", INCREMENTAL_RUNS)
+    )
+    reads = step("Reads, one worker", lambda: servers.measure_reads(logs, given, root))
+    first_task = _open_tasks(home)
+    writes = step(
+        "Writes, two workers",
+        lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
+    )
+    verify = step("sr25519", limits.verifications_per_second)
+    fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
+    warehouse = WarehouseSettings(leoma_home=home)
+    bare_task = first_task + servers.ROUNDS * WRITE_TASKS
+    inserts = step(
+        "Bare inserts",
+        lambda: limits.bare_inserts_per_second(warehouse, bare_task, BARE_INSERT_TASKS),
+    )
+    figures = [
+        *_read_figures(reads),
+        *_write_figures(writes, inserts, verify, fsync),
+        *_run_figures(rebuild, full, grown),
+        Figure("API memory, reads, one worker", [reads["rss_mb"]], "MB", is_rate=False, target=250),
+        Figure(
+            "API memory, writes, per worker", [writes["rss_mb"]], "MB", is_rate=False, target=250
+        ),
+    ]
+    return figures, shape.samples
+
+
+def _open_tasks(home: Path) -> int:
+    """Announce a task far ahead, so that new ones are accepted; return the first new task."""
+    log = SqliteLog(WarehouseSettings(leoma_home=home))
+    try:
+        history.announce(log, LATEST_TASK, int(time.time()))
+        return (log.latest_sampled_task() or 0) + 1
+    finally:
+        log.close()
+
+
+def _read_figures(reads: dict[str, Any]) -> list[Figure]:
+    figures = []
+    for path, rates in reads["rates"].items():
+        bare = Figure("", [load.per_second for load in rates["bare"]], "")
+        worst = max(load.p99_ms for load in rates["api"])
+        figures.append(
+            Figure(
+                f"GET {path}",
+                [load.per_second for load in rates["api"]],
+                "requests/s",
+                target=5000,
+                limit=bare.median,
+                limit_name=f"a bare ASGI app with the same bytes ({report.number(bare.median)}/s)",
+                note=f"p99 {worst:.1f} ms",
+            )
+        )
+    return figures
+
+
+def _write_figures(
+    writes: dict[str, Any], inserts: float, verify: float, fsync: float
+) -> list[Figure]:
+    loads = writes["rates"]
+    size = writes["samples_a_request"]
+    rates = [load.per_second * size for load in loads]
+    note = f"p50 {loads[0].p50_ms:.0f} ms, p99 {max(load.p99_ms for load in loads):.0f} ms a batch"
+    return [
+        Figure(
+            "Batches of 100, durable",
+            rates,
+            "samples/s",
+            target=10_000,
+            limit=inserts,
+            limit_name=f"one bare SQLite connection ({report.number(inserts)} samples/s)",
+            note=note,
+        ),
+        Figure("sr25519 verifications, one core", [verify], "1/s"),
+        Figure("fdatasync of 8 kB appends", [fsync], "1/s"),
+        Figure("Bare inserts, one connection", [inserts], "samples/s"),
+    ]
+
+
+def _run_figures(
+    rebuild: list[dict[str, Any]], full: list[dict[str, Any]], grown: list[dict[str, Any]]
+) -> list[Figure]:
+    def own(runs: list[dict[str, Any]]) -> list[float]:
+        return [run["own_seconds"] for run in runs]
+
+    def wall(runs: list[dict[str, Any]]) -> str:
+        return f"with Dagster's own work {max(run['seconds'] for run in runs):.2f} s at most"
+
+    return [
+        Figure("Rebuild from the log alone", own(rebuild), "s", is_rate=False, note=wall(rebuild)),
+        Figure("Full run", own(full), "s", is_rate=False, target=3, note=wall(full)),
+        Figure(
+            f"Run after {NEW_SAMPLES:,} new samples",
+            own(grown),
+            "s",
+            is_rate=False,
+            target=1,
+            note=wall(grown),
+        ),
+    ]
+
+
+@click.command()
+@click.option(
+    "--samples", default=1_000_000, show_default=True, type=click.IntRange(2000, 100_000_000)
+)
+def main(*, samples: int) -> None:
+    """Measure the service; the history is kept under build/bench for the next time."""
+    surroundings = report.machine()
+    try:
+        with stop_signals():
+            figures, made = measure(samples)
+    except (servers.BenchError, ProcessError, LogError, OSError) as error:
+        tail = getattr(error, "tail", "")
+        raise click.ClickException(f"{error}\n{tail}") from error
+    except StopRequested:
+        sys.exit(130)
+    click.echo(report.text(figures, surroundings, made))
+    results = ROOT / "results.json"
+    results.write_text(
+        json.dumps(
+            {
+                "samples": made,
+                "machine": surroundings,
+                "figures": [figure.as_json() for figure in figures],
+            },
+            indent=1,
+        )
+    )
+    click.echo(f"\nAll of it: {results}")
+
+
+if __name__ == "__main__":
+    main()

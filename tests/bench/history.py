@@ -1,0 +1,208 @@
+"""The history that is measured on: validators, miners, tasks, and samples of realistic length.
+
+It goes through the log's own code, signed, into a directory that later runs copy instead of making
+it anew. Everything follows from the numbers in `Shape`.
+"""
+
+import json
+import random
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+from substrateinterface import Keypair
+
+from warehouse.evaluation import evaluation_entry, evaluation_payload
+from warehouse.hotkeys import signed_message
+from warehouse.records import Appended, Evaluation, Sample, SignedRequest
+from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_log import SqliteLog
+
+VALIDATORS, MINERS = 20, 100
+# Submissions on their way to the disk at a time; a few groups, so that the writer never waits.
+IN_FLIGHT = 80
+TEXT_POOL_BYTES = 2**20
+WORDS = (
+    "camera dolly harbour dawn gull boat light amber cobblestone child kite pier roof bay train "
+    "viaduct motion smooth finger shadow sun reflection texture plank frame consistent identity "
+    "prompt adherence flicker artifact sharp blurred morph hand face background parallax zoom "
+    "overall better worse than original because while before after slightly clearly not never"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a history is: `tasks` tasks, each judged by all validators for all miners."""
+
+    tasks: int
+
+    @classmethod
+    def of(cls, samples: int) -> "Shape":
+        return cls(max(1, samples // (VALIDATORS * MINERS)))
+
+    @property
+    def samples(self) -> int:
+        return self.tasks * VALIDATORS * MINERS
+
+
+@cache
+def keypair(kind: str, number: int = 0) -> Keypair:
+    return Keypair.create_from_uri(f"//Leoma//bench//{kind}//{number}")
+
+
+@cache
+def hotkey(kind: str, number: int = 0) -> str:
+    return str(keypair(kind, number).ss58_address)
+
+
+def metagraph() -> dict[str, Any]:
+    """Return the subnet as a metagraph file."""
+    return {
+        "netuid": 99,
+        "block": 4_500_000,
+        "validators": [
+            {"uid": uid, "hotkey": hotkey("validator", uid), "stake": 5000 + 20_000 * uid}
+            for uid in range(VALIDATORS)
+        ],
+        "miners": [
+            {
+                "uid": VALIDATORS + number,
+                "hotkey": hotkey("miner", number),
+                "block": 4_400_000 + number,
+                "is_valid": True,
+                "invalid_reason": None,
+            }
+            for number in range(MINERS)
+        ],
+    }
+
+
+@cache
+def _pool() -> str:
+    chance = random.Random("texts")
+    return " ".join(chance.choices(WORDS.split(), k=TEXT_POOL_BYTES // 6))
+
+
+def batch(validator: int, task_id: int) -> list[dict[str, Any]]:
+    """Return what one validator says about all miners on one task: about 2 kB of text each."""
+    chance = random.Random(f"{validator}/{task_id}")
+    pool, pool_bytes = _pool(), len(_pool()) - 4096
+
+    def text(characters: int) -> str:
+        start = chance.randrange(pool_bytes)
+        return pool[start : start + characters]
+
+    prompt_at = random.Random(task_id).randrange(pool_bytes)
+    return [
+        {
+            "task_id": task_id,
+            "miner_hotkey": hotkey("miner", miner),
+            "prompt": pool[prompt_at : prompt_at + 380],
+            "s3_bucket": "leoma-samples",
+            "s3_prefix": str(task_id),
+            # From 0.2 to 0.8: some miners clearly better than others.
+            "passed": chance.random() < 0.2 + 0.6 * miner / MINERS,
+            "confidence": chance.randrange(101),
+            "reasoning": text(900),
+            "latency_ms": chance.randrange(9_000, 48_000),
+            "original_artifacts": text(260),
+            "generated_artifacts": f'{{"overall_score": 71, "notes": "{text(320)}"}}',
+            "presentation_order": "original,generated",
+        }
+        for miner in range(MINERS)
+    ]
+
+
+def signed_batch(
+    validator: int, task_id: int, now_unix: int
+) -> tuple[SignedRequest, list[Sample], Evaluation]:
+    """Return a batch as the API hands it to the log, its signatures real."""
+    entries = batch(validator, task_id)
+    key = keypair("validator", validator)
+    digest = evaluation_payload([evaluation_entry(entry) for entry in entries])
+    judged = Evaluation(key.sign(digest).hex(), is_verified=True)
+    body = json.dumps({"signature": judged.signature, "samples": entries}).encode()
+    request = _signed(key, "/samples/batch", body, now_unix)
+    return request, [_sample(entry) for entry in entries], judged
+
+
+def headers(request: SignedRequest) -> dict[str, str]:
+    """Return the headers with which a request is sent."""
+    return {
+        "X-Validator-Hotkey": request.hotkey,
+        "X-Signature": request.signature.hex(),
+        "X-Timestamp": request.timestamp,
+        "X-Signature-Version": "2",
+        "X-Nonce": request.nonce or "",
+    }
+
+
+def _signed(key: Keypair, path: str, body: bytes, now_unix: int) -> SignedRequest:
+    timestamp, nonce = str(now_unix), random.randbytes(16).hex()
+    message = signed_message(
+        scheme=2, method="POST", path=path, body=body, timestamp=timestamp, nonce=nonce
+    )
+    signature = key.sign(message)
+    return SignedRequest(key.ss58_address, signature, 2, timestamp, nonce, "POST", path, body)
+
+
+def _sample(entry: dict[str, Any]) -> Sample:
+    key = str(entry["task_id"])
+    return Sample(task_key=key, sample_id=key, evaluation_signature=None, **entry)
+
+
+def announce(log: SqliteLog, task_id: int, now_unix: int) -> None:
+    """Announce a task as the admin."""
+    body = json.dumps({"task_id": task_id}).encode()
+    log.announce_task(_signed(keypair("admin"), "/tasks", body, now_unix), task_id).result(60)
+
+
+def append_tasks(log: SqliteLog, tasks: range, now_unix: int) -> Iterator[int]:
+    """Append all batches of these tasks; yield after each how many samples it had."""
+    waiting: deque[Future[Appended]] = deque()
+    for task_id in tasks:
+        for validator in range(VALIDATORS):
+            request, samples, judged = signed_batch(validator, task_id, now_unix)
+            waiting.append(log.append_samples(request, samples, judged))
+            if len(waiting) > IN_FLIGHT:
+                waiting.popleft().result(60)
+            yield len(samples)
+    for future in waiting:
+        future.result(60)
+
+
+def made_history(root: Path, shape: Shape, now_unix: int) -> Path:
+    """Return the home of a finished history under `root`, made now if it is not there."""
+    home = root / f"history-{shape.samples}"
+    finished = home / "finished"
+    if finished.exists():
+        return home
+    shutil.rmtree(home, ignore_errors=True)
+    log = SqliteLog(
+        WarehouseSettings(leoma_home=home, log_queue_bytes_max=256 * 2**20)
+    )  # fmt: skip
+    label = f"Making a history of {shape.samples:,} samples"
+    try:
+        announce(log, shape.tasks, now_unix)
+        with click.progressbar(length=shape.samples, label=label) as bar:
+            for count in append_tasks(log, range(1, shape.tasks + 1), now_unix):
+                bar.update(count)
+    finally:
+        log.close()
+    (home / "metagraph.json").write_text(json.dumps(metagraph()))
+    finished.touch()
+    return home
+
+
+def working_copy(history: Path, root: Path) -> Path:
+    """Copy a history, so that measuring does not change it."""
+    home = root / "home"
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(history, home)
+    return home

@@ -1,0 +1,260 @@
+"""What is measured over HTTP: the API and the bare application, under load from other processes."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from cli.processes import Child, Processes, free_port
+from tests.bench import history
+from tests.bench.load import write_frames
+
+CONNECTIONS = 32
+WARM_SECONDS, ROUND_SECONDS, ROUNDS = 1.0, 3.0, 5
+START_SECONDS_MAX = 60.0
+LOADERS = 2
+READ_PATHS = ("/weights", "/scores/rank")
+
+
+class BenchError(Exception):
+    """Something failed, so there is no figure."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all load processes of one round measured together."""
+
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Bench:
+    """Starts servers and loads on a directory for scratch files."""
+
+    def __init__(self, processes: Processes, scratch: Path) -> None:
+        self.processes = processes
+        self.scratch = scratch
+
+    def serve(self, arguments: Sequence[str], port: int, ready: str) -> Child:
+        """Start a server and wait until `ready` answers with 200."""
+        child = self.processes.start("server", arguments)
+
+        def is_ready() -> bool:
+            try:
+                url = f"http://127.0.0.1:{port}{ready}"
+                return httpx.get(url, trust_env=False).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        self.processes.wait_until(child, "the server is ready", is_ready, START_SECONDS_MAX)
+        return child
+
+    def load(self, plans: Sequence[Mapping[str, Any]]) -> Load:
+        """Play the plans, each in a process of its own, at the same time."""
+        begin_unix = time.time() + 2.5  # each has imported uvloop and read its requests by then
+        loaders = []
+        for number, plan in enumerate(plans):
+            path = self.scratch / f"plan-{number}.json"
+            path.write_text(json.dumps({"begin_unix": begin_unix, **plan}))
+            loaders.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.bench.load", str(path)], stdout=subprocess.PIPE
+                )
+            )
+        results = [json.loads(loader.communicate()[0] or "{}") for loader in loaders]
+        for result in results:
+            if not result or result["failures"] or result["unsent"]:
+                raise BenchError(f"the load failed: {result}")
+        elapsed = max(r["ended"] for r in results) - min(r["begun"] for r in results)
+        return Load(
+            sum(result["requests"] for result in results) / elapsed,
+            statistics.mean(result["p50_ms"] for result in results),
+            max(result["p99_ms"] for result in results),
+        )
+
+    def gets(self, port: int, path: str, seconds: float) -> Load:
+        """GET a path as fast as one load process can."""
+        plan = {"port": port, "connections": CONNECTIONS, "seconds": seconds, "get": path}
+        return self.load([plan])
+
+
+class Memory:
+    """The largest resident memory of any worker of a server, watched from `with` to its end."""
+
+    def __init__(self, child: Child) -> None:
+        self._process = psutil.Process(child.process.pid)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.rss_mb = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.1):
+            for process in [self._process, *self._process.children(recursive=True)]:
+                try:
+                    self.rss_mb = max(self.rss_mb, process.memory_info().rss / 2**20)
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def bare_answers(port: int, scratch: Path) -> Path:
+    """Write down the API's answers, for the bare application to repeat."""
+    answers = {}
+    for path in READ_PATHS:
+        response = httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False)
+        left_to_uvicorn = {"date", "server"}
+        answers[path] = {
+            "headers": [
+                (name, value)
+                for name, value in response.headers.items()
+                if name not in left_to_uvicorn
+            ],
+            "body": response.text,
+        }
+    written = scratch / "answers.json"
+    written.write_text(json.dumps(answers))
+    return written
+
+
+def api_arguments(port: int, workers: int) -> list[str]:
+    """Return how the API is started."""
+    serve = ["-m", "cli.main", "serve", "--log-level", "warning"]
+    return [*serve, "--port", str(port), "--workers", str(workers)]
+
+
+def bare_arguments(port: int) -> list[str]:
+    """Return how the bare application is started: uvicorn as the API has it."""
+    loop = ["--loop", "uvloop", "--http", "httptools", "--no-server-header"]
+    quiet = ["--no-access-log", "--log-level", "warning", "--lifespan", "off"]
+    return [
+        "-m",
+        "uvicorn",
+        "--factory",
+        "tests.bench.bare:app",
+        "--port",
+        str(port),
+        *loop,
+        *quiet,
+    ]
+
+
+def measure_reads(logs: Path, environment: Mapping[str, str], scratch: Path) -> dict[str, Any]:
+    """Return the rates of the materialised routes with one worker, and of the bare application.
+
+    Rounds alternate, so that what else the machine does meets both.
+    """
+    ports = {"api": free_port(0), "bare": free_port(0)}
+    found: dict[str, Any] = {path: {"api": [], "bare": []} for path in READ_PATHS}
+    with Processes(logs, environment, 10) as processes:
+        bench = Bench(processes, scratch)
+        child = bench.serve(api_arguments(ports["api"], 1), ports["api"], "/health/ready")
+        answers = bare_answers(ports["api"], scratch)
+        with Processes(logs, {**environment, "BENCH_ANSWERS": str(answers)}, 10) as others:
+            bare = Bench(others, scratch)
+            others.start("bare", bare_arguments(ports["bare"]))
+            _wait_for(lambda: _answers(ports["bare"]))
+            with Memory(child) as memory:
+                for path in READ_PATHS:
+                    for kind, port in ports.items():
+                        bare.gets(port, path, WARM_SECONDS)
+                        found[path][kind].clear()
+                    for _ in range(ROUNDS):
+                        for kind, port in ports.items():
+                            found[path][kind].append(bare.gets(port, path, ROUND_SECONDS))
+    return {"rates": found, "rss_mb": memory.rss_mb}
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/weights", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise BenchError("the bare application does not answer")
+        time.sleep(0.05)
+
+
+def measure_writes(
+    logs: Path, environment: Mapping[str, str], scratch: Path, first_task: int, tasks: int
+) -> dict[str, Any]:
+    """Return the rate of batches of 100 with two workers, from two load processes.
+
+    `ROUNDS` rounds of `tasks` tasks each, all validators about all miners; signed beforehand.
+    """
+    port = free_port(0)
+    rounds = []
+    with Processes(logs, environment, 20) as processes:
+        bench = Bench(processes, scratch)
+        child = bench.serve(api_arguments(port, 2), port, "/health/ready")
+        with Memory(child) as memory:
+            for number in range(ROUNDS):
+                start = first_task + number * tasks
+                plans = _write_plans(scratch, port, range(start, start + tasks))
+                rounds.append(bench.load(plans))
+        head = httpx.get(f"http://127.0.0.1:{port}/samples/list", trust_env=False).json()[0]
+    if head["task_id"] < first_task + (ROUNDS - 1) * tasks:
+        raise BenchError("the newest sample is not one of those that were sent")
+    return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.MINERS}
+
+
+def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]:
+    requests = []
+    now_unix = int(time.time())
+    for task_id in tasks:
+        for validator in range(history.VALIDATORS):
+            signed, *_ = history.signed_batch(validator, task_id, now_unix)
+            head = "".join(
+                f"{name}: {value}\r\n" for name, value in history.headers(signed).items()
+            )
+            requests.append(
+                (
+                    f"POST {signed.path} HTTP/1.1\r\nHost: bench\r\n{head}"
+                    f"Content-Type: application/json\r\nContent-Length: {len(signed.body)}\r\n\r\n"
+                ).encode()
+                + signed.body
+            )
+    plans = []
+    for number in range(LOADERS):
+        path = scratch / f"requests-{number}"
+        write_frames(path, requests[number::LOADERS])
+        connections = CONNECTIONS // LOADERS
+        plans.append(
+            {"port": port, "connections": connections, "seconds": 240, "requests": str(path)}
+        )
+    return plans
+
+
+def materialisations(environment: Mapping[str, str], mode: str, times: int) -> list[dict[str, Any]]:
+    """Run `tests.bench.runs` with these settings; return what each run said."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.bench.runs", mode, str(times)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if ended.returncode:
+        raise BenchError(f"a materialisation ({mode}) failed with exit code {ended.returncode}")
+    return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith(b"{")]
