@@ -7,6 +7,8 @@ file is immutable; the manifest is replaced atomically and is the only truth abo
 count. `export` moves records here.
 """
 
+import hashlib
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from uuid import uuid4
 
 import polars as pl
 
-from warehouse.files import locked, replace_durably, temporary_beside, write_durably
+from warehouse.files import locked, write_durably
 from warehouse.frames import empty
 from warehouse.generation import ArchiveFiles
 from warehouse.settings import WarehouseSettings
@@ -41,6 +43,7 @@ class Part:
     first_seq: int
     last_seq: int
     rows: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -110,28 +113,35 @@ class Archive:
         file = Path(folder) / f"{name}-{uuid4().hex[:8]}.parquet"
         path = self.directory / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
-        try:
-            rows.write_parquet(temporary, compression="zstd", compression_level=COMPRESSION_LEVEL)
-            replace_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        parquet = io.BytesIO()
+        rows.write_parquet(parquet, compression="zstd", compression_level=COMPRESSION_LEVEL)
+        content = parquet.getvalue()
+        write_durably(path, content)
         seqs = rows["seq"]
-        return Part(str(file), int(seqs.min() or 0), int(seqs.max() or 0), rows.height)  # type: ignore[arg-type]
+        first_seq, last_seq = seqs.min(), seqs.max()
+        if not isinstance(first_seq, int) or not isinstance(last_seq, int):
+            raise ArchiveError(f"nothing to write to {file}")
+        return Part(
+            str(file), first_seq, last_seq, rows.height, hashlib.sha256(content).hexdigest()
+        )
 
     def read(self, part: Part) -> pl.DataFrame:
-        """Read one file; raises `ArchiveError` when it is gone or does not hold what it should."""
-        try:
-            rows = pl.read_parquet(self.directory / part.file, memory_map=False)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise ArchiveError(f"{part.file} cannot be read: {error}") from error
-        if rows.height != part.rows:
-            raise ArchiveError(f"{part.file} has {rows.height} rows, not {part.rows}")
-        return rows
+        """Read one file; raises `ArchiveError` when it is gone or is not what was written."""
+        return pl.read_parquet(io.BytesIO(self._content(part)))
 
     def seqs(self, part: Part) -> pl.DataFrame:
-        """Read the `seq` column of one file."""
-        return pl.scan_parquet(self.directory / part.file).select("seq").collect()
+        """Read the `seq` column of one file, as `read` does."""
+        return pl.read_parquet(io.BytesIO(self._content(part)), columns=["seq"])
+
+    def _content(self, part: Part) -> bytes:
+        try:
+            content = (self.directory / part.file).read_bytes()
+        except OSError as error:
+            raise ArchiveError(f"{part.file} cannot be read: {error}") from error
+        # Before it is parsed: a damaged Parquet file can end the whole process.
+        if hashlib.sha256(content).hexdigest() != part.sha256:
+            raise ArchiveError(f"{part.file} is damaged: it is not what was written")
+        return content
 
     def votes(self, manifest: Manifest) -> pl.DataFrame:
         """Return all current samples' narrow part, in the columns of `ARCHIVED_VOTES`."""

@@ -1,5 +1,6 @@
 import os
 import time
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -100,6 +101,18 @@ def test_a_lost_file_is_an_error(log, archive):
         archive.votes(archive.manifest())
 
 
+def test_a_damaged_file_is_an_error_before_it_is_parsed(log, archive):
+    append(log, sample())
+    export_votes(archive, log, log.head())
+    (part,) = archive.manifest().votes.values()
+    path = archive.directory / part.file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is damaged"):
+        archive.votes(archive.manifest())
+
+
 def test_an_archive_ahead_of_its_log_is_an_error(log, archive, tmp_path):
     append(log, sample())
     export_votes(archive, log, log.head())
@@ -167,7 +180,10 @@ def test_a_changed_archive_is_found(log, archive, harm, finding):
     part = parts.get(folder, manifest.submissions)[0]
     rows = archive.read(part)
     changed = rows.with_columns(pl.lit(value).cast(rows.schema[column]).alias(column))
-    changed.write_parquet(archive.directory / part.file)
+    lie = archive.write(folder, "lie", changed)
+    with archive.changing():
+        named = {"votes": {"0": lie}} if folder == "votes" else {folder: (lie,)}
+        archive.replace_manifest(replace(manifest, **named))
     assert finding in differences(archive, log, log.head())
 
 
