@@ -50,6 +50,8 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
         version=version("leoma"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        # A redirect would name whatever host the client named.
+        redirect_slashes=False,
         # The server names itself behind whatever proxy the reader uses.
         servers=[{"url": "/"}],
     )

@@ -33,7 +33,7 @@ NAMES = {
 # 64 bytes in hex with 0x are 130 characters; nothing that is well-formed is longer.
 VALUE_LENGTH_MAX = 130
 UNIX_TIME = re.compile(r"[0-9]{1,15}", re.ASCII)
-NONCE_FORM = re.compile(r"[\x21-\x7e]{16,64}", re.ASCII)
+NONCE_FORM = re.compile(r"[\x20-\x7e]{16,64}", re.ASCII)
 
 
 class Credentials(NamedTuple):

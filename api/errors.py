@@ -24,6 +24,7 @@ from warehouse.log import (
     RefusedError,
     SignatureUsedError,
     TaskGoesBackwardsError,
+    TaskNotAnnouncedError,
 )
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def log_error_response(error: LogError, retry_after_seconds: int) -> JsonRespons
     """Answer a log that refused, is busy or is not available."""
     if isinstance(error, TaskGoesBackwardsError):
         return error_response(409, f"the latest task is already {error.latest_task_id}")
+    if isinstance(error, TaskNotAnnouncedError):
+        return error_response(400, str(error))
     if isinstance(error, RefusedError):
         status, detail = REFUSALS.get(type(error), (409, "the write was refused"))
         return error_response(status, detail)
@@ -108,7 +111,12 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
 
     async def invalid(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101  (what it is installed for)
-        return error_response(422, invalid_fields(error.errors()))
+        problems = invalid_fields(error.errors())
+        # A body that does not fit, and a limit out of range, are 422; any other path or query 400.
+        amiss = [one for one in problems if one["loc"][0] != "body" and one["loc"][-1] != "limit"]
+        if amiss:
+            return error_response(400, "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in amiss))
+        return error_response(422, problems)
 
     async def not_ready(_request: Request, _error: Exception) -> Response:
         return error_response(

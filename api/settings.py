@@ -24,7 +24,11 @@ class ApiSettings(BaseSettings):
         frozenset(), description="Hotkeys that may announce tasks and keep the blacklist, by comma."
     )
     signature_expiry_seconds: int = Field(
-        300, gt=0, description="How far X-Timestamp may be from the server's clock, either way."
+        300,
+        gt=0,
+        # The log remembers for a day which signatures were used up.
+        le=3_600,
+        description="How far X-Timestamp may be from the server's clock, either way.",
     )
     require_signature_v2: Literal["none", "admin", "all"] = Field(
         "none", description="Which routes refuse scheme 1: none, admin routes, or all signed ones."

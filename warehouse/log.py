@@ -6,6 +6,7 @@
     └── RefusedError          nothing was stored, and repeating will not help
         ├── SignatureUsedError      an admin's signature was seen before
         ├── TaskGoesBackwardsError  the announced task is below the latest one
+        ├── TaskNotAnnouncedError   a sample's task is above the latest announced one
         └── NotBlacklistedError     the hotkey to remove is not on the blacklist
 
 What a caller may rely on, whatever the backend:
@@ -61,6 +62,10 @@ class TaskGoesBackwardsError(RefusedError):
     def __init__(self, latest_task_id: int) -> None:
         super().__init__(f"the latest announced task is {latest_task_id}")
         self.latest_task_id = latest_task_id
+
+
+class TaskNotAnnouncedError(RefusedError):
+    """A sample's task is above the latest announced one: it would move everybody's window."""
 
 
 class NotBlacklistedError(RefusedError):
@@ -125,7 +130,9 @@ class LogWriter(Protocol):
         A signature that was used for a write before stores nothing: the result says so
         (`is_replay`) and describes the submission that used it. Tasked samples also enter the
         outbox of evaluation results. Raises `LogBusyError` at once; the future raises
-        `SignatureUsedError` when the signature was first seen on a GET.
+        `SignatureUsedError` when the signature was first seen on a GET or was refused before, and
+        `TaskNotAnnouncedError`, which uses the signature up: replayed once the task is announced,
+        the samples would replace newer votes. While no task was announced, any is accepted.
         """
 
     def announce_task(self, request: SignedRequest, task_id: int) -> "Future[Appended]":

@@ -24,6 +24,7 @@ from warehouse.log import (
     RefusedError,
     SignatureUsedError,
     TaskGoesBackwardsError,
+    TaskNotAnnouncedError,
 )
 from warehouse.records import (
     BLACKLIST_ADDED,
@@ -48,6 +49,7 @@ SPENT_SIGNATURES_KEPT_MS = 86_400_000
 FIND_SIGNATURE = """
     SELECT seq, sample_count, received_at_ms, method, path FROM submissions WHERE signature = ?
 """
+LATEST_TASK = "SELECT subject FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
 FIND_SPENT = "SELECT 1 FROM spent_signatures WHERE signature = ?"
 SPEND = "INSERT INTO spent_signatures VALUES (?, ?) ON CONFLICT DO NOTHING"
 FORGET_SPENT = "DELETE FROM spent_signatures WHERE spent_at_ms < ?"
@@ -263,6 +265,13 @@ class _Transaction:
         """Store a submission of samples, or describe the one that used its signature."""
         if earlier := self._earlier(request.signature):
             return earlier
+        latest = self._latest_task_id()
+        highest = max((s.task_id for s in samples if s.task_id is not None), default=None)
+        if latest is not None and highest is not None and highest > latest:
+            self.spend(request.signature)
+            raise TaskNotAnnouncedError(
+                f"task_id {highest} is above the latest announced task {latest}"
+            )
         if self._is_spent(request.signature):
             raise SignatureUsedError("the signature was already used for another request")
         appended = self._submission(request, packed_body, len(samples), evaluation)
@@ -330,6 +339,10 @@ class _Transaction:
         """Make sure that no write accepts this signature."""
         self.connection.execute(FORGET_SPENT, (self.now_ms - SPENT_SIGNATURES_KEPT_MS,))
         self.connection.execute(SPEND, (signature, self.now_ms))
+
+    def _latest_task_id(self) -> int | None:
+        rows = self._ask(LATEST_TASK, (TASK_ANNOUNCED,))
+        return int(rows[0][0]) if rows else None
 
     def _check_event(self, kind: str, subject: str) -> None:
         state = admin_state([Event._make(row) for row in self._ask(EVENTS, (0, self.seq))])

@@ -89,6 +89,7 @@ CREATE TABLE spent_signatures (
     signature BLOB PRIMARY KEY,
     spent_at_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX spent_signatures_by_age ON spent_signatures (spent_at_ms);
 
 -- Evaluation results that wait for object storage: the newest submission a task and validator.
 CREATE TABLE outbox (

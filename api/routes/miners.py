@@ -61,7 +61,7 @@ def _miner(request: Request, snapshot: Current, found: bytes | None) -> Response
     return materialised(request, snapshot.etag, lambda: found)
 
 
-@router.get("/uid/{uid}", response_model=MinerResponse, responses=documented(404, 422, 503))
+@router.get("/uid/{uid}", response_model=MinerResponse, responses=documented(400, 404, 503))
 async def miner_by_uid(
     request: Request, uid: Annotated[int, Path(ge=0, le=INT63_MAX)], snapshot: Current
 ) -> Response:

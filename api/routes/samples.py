@@ -77,17 +77,6 @@ def _stored(sample: Sample, seq: int, received_at_ms: int, validator_hotkey: str
     )
 
 
-def _refuse_unannounced(samples: Sequence[Sample], latest_task_id: int | None) -> None:
-    """Raise 400 for a task above the latest announced one: it would move everybody's window."""
-    if latest_task_id is None:
-        return
-    for sample in samples:
-        if sample.task_id is not None and sample.task_id > latest_task_id:
-            raise HTTPException(
-                400, f"task_id {sample.task_id} is above the latest announced task {latest_task_id}"
-            )
-
-
 async def _append(
     parts: Service, request: SignedRequest, samples: list[Sample], judged: Evaluation | None
 ) -> list[StoredSample]:
@@ -97,12 +86,6 @@ async def _append(
     client that lost the answer gets it; 409 if that was another request than this one. A refused
     submission uses its signature up.
     """
-    try:
-        _refuse_unannounced(samples, parts.reader.admin_state().latest_task_id)
-    except HTTPException:
-        # Else it could be replayed once its task is announced, over a newer vote of the validator.
-        await parts.remember_signature(request.signature)
-        raise
     appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
     if not appended.is_replay:
         first = appended.submission_seq + 1
@@ -186,7 +169,7 @@ def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
     return sample_id if from_sample_id is None else str(from_sample_id)
 
 
-@router.get("/task", response_model=list[SampleResponse], responses=documented(400, 422, 503))
+@router.get("/task", response_model=list[SampleResponse], responses=documented(400, 503))
 def samples_of_task(
     history: Samples,
     validator_hotkey: HotkeyQuery,

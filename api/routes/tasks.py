@@ -111,7 +111,7 @@ def latest(log: Reader) -> Response:
     return JsonResponse(orjson.dumps({"task_id": task_id}))
 
 
-@router.get("", response_model=list[MinerTaskEntry], responses=documented(400, 422, 503))
+@router.get("", response_model=list[MinerTaskEntry], responses=documented(400, 503))
 def tasks_of_miner(
     request: Request,
     miner_hotkey: HotkeyQuery,
@@ -122,7 +122,7 @@ def tasks_of_miner(
     return tasks_of(request, check_hotkey(miner_hotkey), snapshot, parts)
 
 
-@router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(404, 422, 503))
+@router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(400, 404, 503))
 def task(task_id: TaskId, history: Samples, snapshot: Current) -> Response:
     """Return how a task came out for every miner that was judged on it."""
     samples = history.samples_of_task(str(task_id))
@@ -167,7 +167,7 @@ def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
 @router.get(
     "/{task_id}/miner/{miner_hotkey}",
     response_model=TaskMinerDetailResponse,
-    responses=documented(400, 404, 422, 503),
+    responses=documented(400, 404, 503),
 )
 def task_of_miner(
     task_id: TaskId, miner_hotkey: MinerHotkey, history: Samples, snapshot: Current

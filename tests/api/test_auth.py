@@ -192,7 +192,7 @@ def test_scheme_2_needs_a_nonce(server):
     headers = signed_headers("big", method="GET", path=PATH, scheme=2)
     without = {name: value for name, value in headers.items() if name != "X-Nonce"}
     assert detail_of(server, without) == "Missing header: X-Nonce"
-    for nonce in ("short", "x" * 65, "a nonce with spaces in it"):
+    for nonce in ("short", "x" * 65, "a nonce with\ta tab in it"):
         assert "X-Nonce is not" in detail_of(server, {**headers, "X-Nonce": nonce})
 
 

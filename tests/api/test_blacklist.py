@@ -113,6 +113,12 @@ def test_signature_of_a_delete_is_good_for_one(fresh):
         ("HEAD", "/health"),
         ("PUT", "/weights"),
         ("OPTIONS", "/weights"),
+        ("POST", "/nothing"),
+        ("POST", "/samples"),
+        ("POST", "/samples/batch"),
+        ("DELETE", "/blacklist"),
+        ("DELETE", "/blacklist/"),
+        ("DELETE", "/nothing"),
     ],
 )
 def test_signature_seen_on_a_read_is_never_accepted_for_a_write(fresh, method, path):

@@ -267,10 +267,15 @@ def test_malformed_hotkeys_and_missing_parameters(server):
             {"detail": "Invalid SS58 address format"},
         )
     assert server.get("/samples/task?validator_hotkey=x&task_id=1").status_code == 400
-    assert problems(server.get("/samples/task?task_id=1")) == {("query", "validator_hotkey")}
     query = f"/samples/task?validator_hotkey={hotkey('big')}"
-    assert problems(server.get(query)) == {("query", "sample_id")}
-    assert problems(server.get(f"{query}&task_id={2**63}")) == {("query", "task_id")}
+    for path, named in (
+        ("/samples/task?task_id=1", "validator_hotkey"),
+        (query, "sample_id"),
+        (f"{query}&task_id={2**63}", "task_id"),
+    ):
+        answer = server.get(path)
+        assert answer.status_code == 400
+        assert answer.json()["detail"].startswith(f"{named}: ")
     assert server.get(f"{query}&sample_id=%00%ff").json() == []
 
 
@@ -367,6 +372,14 @@ def test_signature_of_a_refused_sample_is_used_up(fresh, path):
     newer = fresh.signed("big", "POST", "/samples", new).json()
     assert resend(fresh, request, path).status_code == 409
     assert fresh.get("/samples/list").json() == [newer]
+
+
+def test_an_accepted_submission_is_answered_again_whatever_was_announced_since(fresh):
+    request = prepared(document=sample_body(task_id=8))
+    first = resend(fresh, request, "/samples")
+    fresh.signed("admin", "POST", "/tasks", {"task_id": 7})
+    again = resend(fresh, request, "/samples")
+    assert (again.status_code, again.json()) == (200, first.json())
 
 
 def test_same_samples_signed_anew_are_a_new_version(fresh):

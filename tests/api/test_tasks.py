@@ -195,7 +195,9 @@ def test_tasks_without_samples(server):
 @pytest.mark.parametrize("task_id", ["x", "-1", str(2**63), "9" * 50, "1.5", "%00"])
 def test_task_id_out_of_range(server, task_id):
     for path in (f"/tasks/{task_id}", f"/tasks/{task_id}/miner/{OLD}"):
-        assert server.get(path).status_code == 422
+        answer = server.get(path)
+        assert answer.status_code == 400
+        assert answer.json()["detail"].startswith("task_id: ")
 
 
 def test_half_of_the_stake_is_not_enough():
