@@ -9,6 +9,7 @@ Why names are never reused: DuckDB caches an open database by its path, so a fil
 over an open one silently serves old data.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -257,8 +258,10 @@ class Generations:
 
     def _remove_leftovers(self) -> None:
         for path in self.directory.glob(".*.tmp*"):
-            if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
-                path.unlink(missing_ok=True)
+            # Another run may just have given the file its name.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
+                    path.unlink()
 
 
 def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
