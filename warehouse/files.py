@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+# How often a waiting process looks whether a lock is free. Who takes one again and again leaves it
+# for longer than this in between, or nobody else ever gets it.
+LOCK_POLL_SECONDS = 0.02
+
 
 class LockTimeoutError(TimeoutError):
     """Another process holds the lock for longer than the caller would wait."""
@@ -59,7 +63,7 @@ def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
                     raise LockTimeoutError(
                         f"{path} has been locked by another process for {timeout_seconds:g} s"
                     ) from None
-                time.sleep(0.02)
+                time.sleep(LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)

@@ -129,10 +129,11 @@ class LogWriter(Protocol):
 
         A signature that was used for a write before stores nothing: the result says so
         (`is_replay`) and describes the submission that used it. Tasked samples also enter the
-        outbox of evaluation results. Raises `LogBusyError` at once; the future raises
-        `SignatureUsedError` when the signature was first seen on a GET or was refused before, and
-        `TaskNotAnnouncedError`, which uses the signature up: replayed once the task is announced,
-        the samples would replace newer votes. While no task was announced, any is accepted.
+        outbox of evaluation results. Raises `LogBusyError` at once, and `ValueError` where there
+        are no samples; the future raises `SignatureUsedError` when the signature was first seen on
+        a GET or was refused before, and `TaskNotAnnouncedError`, which uses the signature up:
+        replayed once the task is announced, the samples would replace newer votes. While no task
+        was announced, any is accepted.
         """
 
     def announce_task(self, request: SignedRequest, task_id: int) -> "Future[Appended]":

@@ -1,12 +1,13 @@
 """Keeping the SQLite log: the check of all of it, and the one exception to append-only."""
 
 import itertools
+import time
 from collections.abc import Callable
 
 import apsw
 import zstandard
 
-from warehouse.files import locked
+from warehouse.files import LOCK_POLL_SECONDS, locked
 from warehouse.hotkeys import signed_message, verify
 from warehouse.log import RefusedError
 from warehouse.sqlite_reads import SqliteReader
@@ -67,6 +68,8 @@ class SqliteKeeper(SqliteReader):
                     floor = min(floor + DROP_CHUNK_SEQS, seq)
                     with locked(lock_path(self.path), self.settings.log_lock_seconds_max):
                         dropped += _drop_chunk(connection, self._whole(floor))
+                    # Appends wait for the same lock; without a pause none would get it in between.
+                    time.sleep(2 * LOCK_POLL_SECONDS)
             finally:
                 connection.close()
         return dropped

@@ -108,14 +108,31 @@ WHEN NEW.dropped_through < OLD.dropped_through
 BEGIN SELECT RAISE(ABORT, 'retention never goes backwards'); END;
 CREATE TRIGGER retention_stays BEFORE DELETE ON retention
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER retention_is_one BEFORE INSERT ON retention
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+-- A connection without recursive_triggers would replace the submission that has the signature.
+CREATE TRIGGER submissions_never_replaced BEFORE INSERT ON submissions
+WHEN EXISTS (SELECT 1 FROM submissions WHERE signature = NEW.signature)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 
-# A seq at or below the greatest one would rewrite history, also by INSERT OR REPLACE.
+# A seq at or below the greatest one would rewrite history, also by INSERT OR REPLACE. A submission
+# comes after every record of any kind, and after those that have left.
 APPEND_ONLY = """
 CREATE TRIGGER {table}_never_updated BEFORE UPDATE ON {table}
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER {table}_only_grows BEFORE INSERT ON {table}
-WHEN NEW.seq <= (SELECT max(seq) FROM {table})
+WHEN NEW.seq <= max(
+    coalesce((SELECT max(seq) FROM {table}), 0), (SELECT dropped_through FROM retention)
+)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+AFTER_ALL_OTHERS = """
+CREATE TRIGGER {table}_after_all_others BEFORE INSERT ON {table}
+WHEN NEW.seq <= max(
+    coalesce((SELECT max(seq) FROM submissions), 0), coalesce((SELECT max(seq) FROM samples), 0),
+    coalesce((SELECT max(seq) FROM events), 0)
+)
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 NEVER_DELETED = """
@@ -150,6 +167,7 @@ def schema_statements() -> str:
         [
             TABLES,
             *(APPEND_ONLY.format(table=table) for table in (*archived, "events")),
+            *(AFTER_ALL_OTHERS.format(table=table) for table in ("submissions", "events")),
             *(DELETED_ONCE_ARCHIVED.format(table=table) for table in archived),
             NEVER_DELETED,
             ADMIN_SUBMISSIONS_STAY,

@@ -1,11 +1,15 @@
 import itertools
 import multiprocessing
+import time
 from concurrent.futures import wait
+from dataclasses import replace
 
 import apsw
 import pytest
 
 from tests.warehouse.builders import append, hotkey, request, sample, settings
+from warehouse import sqlite_keeper
+from warehouse.files import LOCK_POLL_SECONDS
 from warehouse.log import (
     LogBusyError,
     LogUnavailableError,
@@ -213,6 +217,13 @@ def test_a_refused_admin_write_uses_its_signature_up(log):
         "INSERT OR REPLACE INTO events VALUES (4, 0, 'task_announced', '9', NULL, 'x')",
         "INSERT INTO events VALUES (1, 0, 'task_announced', '9', NULL, 'x')",
         "INSERT OR REPLACE INTO sample_texts SELECT * FROM sample_texts",
+        "INSERT INTO events VALUES (5, 0, 'task_announced', '9', NULL, 'x')",
+        (
+            "INSERT OR REPLACE INTO submissions SELECT 99, 0, hotkey, scheme, timestamp, nonce, "
+            "method, path, signature, body, sample_count, NULL, NULL FROM submissions LIMIT 1"
+        ),
+        "INSERT INTO retention (rowid, dropped_through) VALUES (-1, 99)",
+        "INSERT OR REPLACE INTO retention (rowid, dropped_through) VALUES (1, 0)",
         "DELETE FROM retention",
         "DELETE FROM hotkeys",
         "UPDATE hotkeys SET hotkey = 'x'",
@@ -222,8 +233,50 @@ def test_a_refused_admin_write_uses_its_signature_up(log):
 def test_the_database_itself_refuses_to_change_history(log, statement):
     append(log, sample())
     log.announce_task(request("admin"), 1).result(30)
+    append(log, sample())
     with pytest.raises(apsw.ConstraintError):
         raw(log).execute(statement)
+
+
+def test_what_has_left_is_never_written_again(log, keeper):
+    append(log, sample("a"), sample("b"))
+    (row,) = raw(log).execute("SELECT * FROM samples WHERE seq = 3")
+    keeper.drop_through(3)
+    with pytest.raises(apsw.ConstraintError):
+        raw(log).execute(f"INSERT INTO samples VALUES ({', '.join('?' * len(row))})", row)
+
+
+def test_a_submission_without_samples_is_refused(log, keeper):
+    with pytest.raises(ValueError, match="at least one sample"):
+        log.append_samples(request(), [], None)
+    append(log, sample())
+    assert keeper.check() == []
+
+
+def test_the_writer_outlives_what_cannot_be_packed(log, keeper):
+    no_bytes = replace(request(), body="text")
+    future = log.append_samples(no_bytes, [sample()], None)
+    with pytest.raises(LogUnavailableError):
+        future.result(30)
+    assert append(log, sample()).submission_seq == 1
+    assert keeper.check() == []
+
+
+def test_nothing_is_acknowledged_into_a_file_that_was_replaced(log):
+    append(log, sample())
+    backup = log.path.with_name("backup")
+    raw(log).execute("VACUUM INTO ?", (str(backup),))
+    append(log, sample())
+    backup.replace(log.path)
+    for leftover in ("-wal", "-shm"):
+        log.path.with_name(log.path.name + leftover).unlink()
+    with pytest.raises(LogUnavailableError, match="not the file that was opened"):
+        append(log, sample())
+    # The next commit goes to the file that has the name now.
+    appended = append(log, sample())
+    reader = SqliteKeeper(log.settings)
+    assert reader.head() == appended.submission_seq + 1 == 4
+    reader.close()
 
 
 def test_one_append_that_cannot_be_stored_fails_alone(log, keeper):
@@ -327,6 +380,18 @@ def test_dropping_takes_whole_submissions_and_leaves_events(log, keeper):
     assert keeper.check() == []
     with pytest.raises(RefusedError):
         keeper.drop_through(99)
+
+
+def test_a_drop_leaves_the_lock_alone_between_its_chunks(log, keeper, monkeypatch):
+    # Who waits looks every LOCK_POLL_SECONDS: a shorter gap would starve every append until the
+    # end of the drop.
+    monkeypatch.setattr(sqlite_keeper, "DROP_CHUNK_SEQS", 2)
+    for _ in range(30):
+        append(log, sample())
+    begun = time.monotonic()
+    assert keeper.drop_through(60) == 60
+    assert time.monotonic() - begun >= 30 * LOCK_POLL_SECONDS
+    assert keeper.check() == []
 
 
 def test_a_file_that_is_no_log_is_refused(tmp_path):
