@@ -25,7 +25,6 @@ from warehouse.sqlite_log import SqliteLog
 ROOT = Path("build/bench")
 FULL_RUNS, INCREMENTAL_RUNS = 5, 5
 WRITE_TASKS = 10  # a round of writes: 20,000 samples
-BARE_INSERT_TASKS = 10
 LATEST_TASK = 10**9
 Value = TypeVar("Value")
 
@@ -78,12 +77,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
     )
     verify = step("sr25519", limits.verifications_per_second)
     fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
-    warehouse = WarehouseSettings(leoma_home=home)
-    bare_task = first_task + servers.ROUNDS * WRITE_TASKS
-    inserts = step(
-        "Bare inserts",
-        lambda: limits.bare_inserts_per_second(warehouse, bare_task, BARE_INSERT_TASKS),
-    )
+    inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
     figures = [
         *_read_figures(reads),
         *_write_figures(writes, inserts, verify, fsync),
@@ -155,7 +149,10 @@ def _run_figures(
         return [run["own_seconds"] for run in runs]
 
     def wall(runs: list[dict[str, Any]]) -> str:
-        return f"with Dagster's own work {max(run['seconds'] for run in runs):.2f} s at most"
+        steps = runs[-1]["step_seconds"]
+        slowest = max(steps, key=steps.__getitem__)
+        seconds = max(run["seconds"] for run in runs)
+        return f"{seconds:.2f} s at most with Dagster's own; {slowest} {steps[slowest]:.2f} s"
 
     return [
         Figure("Rebuild from the log alone", own(rebuild), "s", is_rate=False, note=wall(rebuild)),

@@ -4,6 +4,7 @@ It goes through the log's own code, signed, into a directory that later runs cop
 it anew. Everything follows from the numbers in `Shape`.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -23,6 +24,7 @@ from warehouse.hotkeys import signed_message
 from warehouse.records import Appended, Evaluation, Sample, SignedRequest
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_schema import schema_statements
 
 VALIDATORS, MINERS = 20, 100
 # Submissions on their way to the disk at a time; a few groups, so that the writer never waits.
@@ -179,7 +181,9 @@ def append_tasks(log: SqliteLog, tasks: range, now_unix: int) -> Iterator[int]:
 
 def made_history(root: Path, shape: Shape, now_unix: int) -> Path:
     """Return the home of a finished history under `root`, made now if it is not there."""
-    home = root / f"history-{shape.samples}"
+    # A log of another schema cannot be read any more.
+    schema = hashlib.sha256(schema_statements().encode()).hexdigest()[:8]
+    home = root / f"history-{shape.samples}-{schema}"
     finished = home / "finished"
     if finished.exists():
         return home
