@@ -225,7 +225,7 @@ def parquet(path, table, **values):
 
 
 def test_retention_forgives_a_leftover_that_goes_while_it_looks(generations):
-    published = publish(generations)
+    published = generations.publish(blacklist(), info())
     # Listed, and not there when it is asked for its age: as when another run renames its file.
     (generations.directory / ".another-run.duckdb.tmp").symlink_to("gone")
     assert generations.retain() == (0, set())
