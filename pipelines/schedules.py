@@ -40,7 +40,7 @@ def schedules(settings: PipelineSettings) -> list[dg.ScheduleDefinition]:
 def log_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     """Return the sensor that starts a run when samples or events have arrived.
 
-    Its cursor is the last seq that it asked a run for. While a run is waiting or under way it asks
+    Its cursor is the last seq that it asked a run for; the first look always asks. While a run is waiting or under way it asks
     for none: that one, or the next look, takes what has arrived.
     """
 
@@ -54,9 +54,10 @@ def log_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, stores: dg.ResourceParam[Stores]
     ) -> dg.SensorResult | dg.SkipReason:
         head = stores.log.head()
-        asked = int(context.cursor or 0)
-        # A head below the cursor is another log: its records have not been asked for.
-        if head == asked:
+        # Without a cursor this is the first look of all: a run is due even on an empty log, since
+        # until the first generation nobody knows who is a validator. A head below the cursor is
+        # another log: its records have not been asked for.
+        if context.cursor == str(head):
             return dg.SkipReason(f"the log still ends at seq {head}")
         unfinished = context.instance.get_runs_count(
             dg.RunsFilter(job_name=MATERIALIZE, statuses=UNFINISHED)

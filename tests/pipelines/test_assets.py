@@ -270,7 +270,9 @@ def evaluate(subnet, instance, cursor):
 
 def test_the_sensor_asks_once_for_what_has_arrived(subnet):
     with dg.DagsterInstance.ephemeral() as instance:
-        quiet = evaluate(subnet, instance, None)
+        first = evaluate(subnet, instance, None)
+        assert (len(first.run_requests), first.cursor) == (1, "0")
+        quiet = evaluate(subnet, instance, first.cursor)
         assert (quiet.run_requests, quiet.skip_message) == ([], "the log still ends at seq 0")
         subnet.vote("v1", "old", 1, passed=True)
         grown = evaluate(subnet, instance, "0")
