@@ -40,8 +40,8 @@ def schedules(settings: PipelineSettings) -> list[dg.ScheduleDefinition]:
 def log_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     """Return the sensor that starts a run when samples or events have arrived.
 
-    Its cursor is the last seq that it asked a run for; the first look always asks. While a run is waiting or under way it asks
-    for none: that one, or the next look, takes what has arrived.
+    Its cursor is the last seq that it asked a run for; the first look always asks. While a run
+    waits or is under way it asks for none: that one, or the next look, takes what has arrived.
     """
 
     @dg.sensor(
