@@ -10,7 +10,7 @@ from uuid import uuid4
 
 # How often a waiting process looks whether a lock is free. Who takes one again and again leaves it
 # for longer than this in between, or nobody else ever gets it.
-LOCK_POLL_SECONDS = 0.02
+LOCK_POLL_SECONDS = 0.002
 
 
 class LockTimeoutError(TimeoutError):
