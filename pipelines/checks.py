@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from pipelines.frames import violations
-from warehouse.tables import Table
+from warehouse.tables import ARCHIVED_VOTES, Table
 
 AS_DECLARED = "as_declared"
 
@@ -71,9 +71,26 @@ def reconciled(
     votes: pl.DataFrame,
     verdicts: pl.DataFrame,
     scores: pl.DataFrame,
+    recent: pl.DataFrame,
 ) -> list[str]:
-    """Every current sample is accounted for on its way from archive to tables."""
+    """Every current sample is accounted for on its way from log and archive to tables.
+
+    `recent`: the newest rows of the log up to the watermark, each of which the archive must hold,
+    or a newer version of it.
+    """
     found = []
+    if (doubled := archived_votes.height - archived_votes["seq"].n_unique()) > 0:
+        found.append(f"{doubled} samples are in the archive twice")
+    newer = recent.join(archived_votes, on=list(ARCHIVED_VOTES.key), suffix="_archived")
+    held = newer.filter(pl.col("seq_archived") >= pl.col("seq"))
+    if held.height < recent.height:
+        found.append(f"{recent.height - held.height} new samples of the log are not archived")
+    changed = held.filter(
+        (pl.col("seq") == pl.col("seq_archived"))
+        & (pl.col("is_passed") != pl.col("is_passed_archived"))
+    )
+    if changed.height:
+        found.append(f"{changed.height} new samples of the log are archived otherwise")
     if archived_votes.height != current_samples:
         found.append(f"{archived_votes.height} samples read, {current_samples} archived")
     tasked = archived_votes["task_id"].count()

@@ -72,7 +72,7 @@ def export_votes(archive: Archive, log: LogReader, through: int) -> Exported:
             )
         if manifest.watermark >= through:
             return Exported(manifest, 0, 0)
-        incoming = _vote_rows(log.votes_between(manifest.watermark, through))
+        incoming = vote_rows(log.votes_between(manifest.watermark, through))
         partition = (pl.col("task_id") // manifest.tasks_per_partition).cast(pl.String)
         parts: dict[str, Part] = {}
         for (name,), rows in incoming.group_by(
@@ -235,7 +235,8 @@ def _runs(parts: Iterable[Part]) -> list[list[Part]]:
     return runs
 
 
-def _vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:
+def vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:
+    """Return rows of the log in the columns of `ARCHIVED_VOTES`, superseded ones included."""
     frames = [_frame(chunk, ARCHIVED_VOTES) for chunk in chunks]
     return pl.concat(frames) if frames else empty(ARCHIVED_VOTES)
 

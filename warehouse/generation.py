@@ -147,7 +147,8 @@ class Generations:
         with locked(lock, self.settings.publish_lock_seconds_max):
             watermark = int(str(info["watermark"]))
             newest = self._refuse_stale(watermark)
-            for orphan in set(self._built()) - set(self.kept()):
+            # Without a pointer nobody can tell which were published: then none is removed.
+            for orphan in set(self._built()) - set(self.kept()) if newest else ():
                 self._remove(orphan)
             computed_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
             instant = datetime.fromtimestamp(computed_at_ms // 1000, UTC)

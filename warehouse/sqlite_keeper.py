@@ -121,13 +121,15 @@ class SqliteKeeper(SqliteReader):
         return found
 
     def _whole(self, seq: int) -> int:
-        """Return the last seq of the submission that `seq` falls into, so that none is torn."""
+        """Return the last seq up to `seq` that ends a submission: none is torn, and nothing that
+        the caller did not vouch for leaves.
+        """
         rows = self._rows(
-            "SELECT seq + max(sample_count, 1) FROM submissions WHERE seq <= ? "
+            "SELECT seq, seq + max(sample_count, 1) FROM submissions WHERE seq <= ? "
             "ORDER BY seq DESC LIMIT 1",
             (seq,),
         )
-        return max(seq, rows[0][0]) if rows else seq
+        return seq if not rows or rows[0][1] <= seq else int(rows[0][0]) - 1
 
 
 def _drop_chunk(connection: apsw.Connection, floor: int) -> int:

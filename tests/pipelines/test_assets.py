@@ -6,6 +6,7 @@ import shutil
 from decimal import Decimal
 
 import dagster as dg
+import polars as pl
 import pytest
 from dagster import build_sensor_context
 
@@ -17,7 +18,7 @@ from pipelines.run import MaterializationError, keep, materialize
 from pipelines.schedules import KEEP, MATERIALIZE
 from pipelines.settings import PipelineSettings
 from tests.warehouse.builders import append, hotkey, request, sample, settings
-from warehouse.archive import Archive
+from warehouse.archive import Archive, with_vote_parts
 from warehouse.generation import Generations, open_generation
 from warehouse.log import LogUnavailableError
 from warehouse.sqlite_keeper import SqliteKeeper
@@ -237,6 +238,27 @@ def test_a_lost_archive_file_publishes_nothing(subnet):
     for part in archive.manifest().votes.values():
         (archive.directory / part.file).unlink()
     with pytest.raises(MaterializationError, match="cannot be read"):
+        subnet.run()
+    assert Generations(subnet.warehouse).current().snapshot_id == published.snapshot_id
+
+
+@pytest.mark.parametrize("lie", ["doubled", "lost", "changed"])
+def test_an_archive_that_lies_about_the_log_publishes_nothing(subnet, lie):
+    subnet.vote_all("old", 5)
+    published = subnet.run()
+    archive = Archive(subnet.warehouse)
+    manifest = archive.manifest()
+    ((name, part),) = manifest.votes.items()
+    rows = archive.read(part)
+    harmed = {
+        "doubled": pl.concat([rows, rows.tail(1)]),
+        "lost": rows.head(-1),
+        "changed": rows.with_columns(~pl.col("is_passed")),
+    }[lie]
+    part = archive.write(f"votes/{name}", "lie", harmed)
+    with archive.changing():
+        archive.replace_manifest(with_vote_parts(manifest, {name: part}, manifest.watermark))
+    with pytest.raises(MaterializationError, match="log_and_tables_reconcile"):
         subnet.run()
     assert Generations(subnet.warehouse).current().snapshot_id == published.snapshot_id
 

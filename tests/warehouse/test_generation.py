@@ -117,6 +117,14 @@ def test_a_generation_that_was_built_and_never_pointed_to_is_nobodys(generations
     assert not later.path.exists()
 
 
+def test_a_lost_pointer_costs_no_generation(generations):
+    published = [generations.publish(EMPTY, info()) for _ in range(3)]
+    generations.pointer.unlink()
+    assert generations.current() is None
+    last = generations.publish(EMPTY, info())
+    assert generations.kept() == [last, *published[::-1]]
+
+
 def test_a_run_that_counts_less_of_the_log_publishes_nothing(generations):
     published = generations.publish(EMPTY, info(watermark=10))
     with pytest.raises(StaleRunError, match="up to 10, this run only up to 9"):

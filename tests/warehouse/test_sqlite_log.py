@@ -367,8 +367,9 @@ def test_dropping_takes_whole_submissions_and_leaves_events(log, keeper):
     append(log, sample("a", 1), sample("b", 1))
     log.announce_task(request("admin"), 7).result(30)
     append(log, sample("a", 2))
-    # 2 is in the middle of the first submission: all of it goes.
-    assert keeper.drop_through(2) == 3
+    # 2 is in the middle of the first submission: it stays whole.
+    assert keeper.drop_through(2) == 0
+    assert keeper.drop_through(4) == 3
     assert [row.task_id for row in log.newest_samples(10)] == [2]
     assert keeper.dropped_through() == 3
     assert log.admin_state().latest_task_id == 7
