@@ -18,6 +18,7 @@ from cli.processes import ProcessError, StopRequested, stop_signals
 from tests.bench import history, limits, report, servers
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
+from warehouse.files import locked
 from warehouse.log import LogError
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
@@ -53,7 +54,6 @@ def step(what: str, act: Callable[[], Value]) -> Value:
 
 def measure(samples: int) -> tuple[list[Figure], int]:
     """Measure everything; return the figures and how many samples the history has."""
-    ROOT.mkdir(parents=True, exist_ok=True)
     root = ROOT.absolute()
     shape = history.Shape.of(samples)
     made = history.made_history(root, shape, int(time.time()))
@@ -176,7 +176,9 @@ def main(*, samples: int) -> None:
     """Measure the service; the history is kept under build/bench for the next time."""
     surroundings = report.machine()
     try:
-        with stop_signals():
+        ROOT.mkdir(parents=True, exist_ok=True)
+        # Two at once would measure each other, in the same files.
+        with stop_signals(), locked(ROOT / "lock", timeout_seconds=1):
             figures, made = measure(samples)
     except (servers.BenchError, ProcessError, LogError, OSError) as error:
         tail = getattr(error, "tail", "")
