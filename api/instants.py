@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 UNIX_SECONDS = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -12,6 +13,8 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# All samples of a batch were received at the same instant.
+@lru_cache(1_024)
 def iso8601(instant_ms: int) -> str:
     """Return `2026-11-22T10:00:00.123Z`."""
     seconds, milliseconds = divmod(instant_ms, 1000)

@@ -18,7 +18,7 @@ from warehouse.archive import (
     Part,
     with_vote_parts,
 )
-from warehouse.frames import empty
+from warehouse.frames import empty, schema
 from warehouse.log import LogReader, SubmissionRow, VoteRow
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, Table
 
@@ -242,27 +242,24 @@ def vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:
 
 
 def _submission_rows(chunk: Sequence[SubmissionRow]) -> pl.DataFrame:
-    columns = zip(*chunk, strict=True)
-    return pl.DataFrame(
-        {
-            name: [bool(value) if value is not None else None for value in column]
-            if dtype == pl.Boolean
-            else pl.Series(column, dtype=dtype)
-            for (name, dtype), column in zip(SUBMISSION_SCHEMA.items(), columns, strict=True)
-        },
-        schema=SUBMISSION_SCHEMA,
-    )
+    return _by_columns(chunk, SUBMISSION_SCHEMA)
 
 
 def _frame(chunk: Sequence[tuple[object, ...]], table: Table) -> pl.DataFrame:
+    return _by_columns(chunk, schema(table))
+
+
+def _by_columns(chunk: Sequence[tuple[object, ...]], schema: pl.Schema) -> pl.DataFrame:
     """Turn rows of the log into a frame; by columns, which is several times as fast as by rows."""
-    columns = zip(*chunk, strict=True)
-    frame = empty(table)
     return pl.DataFrame(
         [
-            pl.Series(name, column, dtype=pl.Int64).cast(pl.Boolean)
-            if dtype == pl.Boolean
-            else pl.Series(name, column, dtype=dtype)
-            for (name, dtype), column in zip(frame.schema.items(), columns, strict=True)
+            _series(name, dtype, [row[index] for row in chunk])
+            for index, (name, dtype) in enumerate(schema.items())
         ]
     )
+
+
+def _series(name: str, dtype: pl.DataType, values: list[object]) -> pl.Series:
+    if dtype == pl.Boolean:  # 0 and 1 in the log
+        return pl.Series(name, values, dtype=pl.Int64).cast(pl.Boolean)
+    return pl.Series(name, values, dtype=dtype)
