@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-# How often a waiting process looks whether a lock is free. Who takes one again and again leaves it
-# for longer than this in between, or nobody else ever gets it.
-LOCK_POLL_SECONDS = 0.002
+# How often a waiting process looks whether a lock is free. Two workers hand the log's lock to each
+# other at every commit: at 2 ms they took in 10,700 samples/s, at 0.5 ms 13,700. Who takes a lock
+# again and again leaves it for longer than this in between, or nobody else ever gets it.
+LOCK_POLL_SECONDS = 0.0005
 
 
 class LockTimeoutError(TimeoutError):

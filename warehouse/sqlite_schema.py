@@ -15,9 +15,9 @@ from warehouse.log import LogUnavailableError
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 5_000
-# The commit that reaches this many WAL pages (32 MiB) also moves them into the file, under the
+# The commit that reaches this many WAL pages (128 MiB) also moves them into the file, under the
 # same lock as the commit, so that no two connections ever checkpoint at once.
-WAL_CHECKPOINT_PAGES = 8_192
+WAL_CHECKPOINT_PAGES = 32_768
 
 TABLES = """
 CREATE TABLE submissions (
