@@ -1,6 +1,7 @@
 """What the assets work on, opened for a run and closed after it; and how frames travel."""
 
 import functools
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,13 @@ def stores_resource(
 
     @dg.resource(description="Chain source, log, archive and generations.")
     def stores(_: dg.InitResourceContext) -> Iterator[Stores]:
-        log = open_kept_log(warehouse)
+        # A full garbage collection looks at Dagster's million objects, which takes 0.2 s, and
+        # reading rows sets one off. A run lasts seconds and its frames are in no cycles.
+        was_collecting = gc.isenabled()
+        gc.disable()
+        log = None
         try:
+            log = open_kept_log(warehouse)
             yield Stores(
                 settings,
                 warehouse,
@@ -50,7 +56,10 @@ def stores_resource(
                 Generations(warehouse),
             )
         finally:
-            log.close()
+            if log is not None:
+                log.close()
+            if was_collecting:
+                gc.enable()
 
     return stores
 
