@@ -16,9 +16,9 @@ from api.openapi import DESCRIPTION, install_openapi
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
 from api.settings import ApiSettings
 from api.snapshot import Snapshots
+from warehouse.backends import open_log
 from warehouse.generation import Generations
 from warehouse.settings import WarehouseSettings
-from warehouse.sqlite_log import SqliteLog
 
 EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Evaluation-Verified", "X-Server-Time")
 
@@ -34,7 +34,7 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        log = SqliteLog(warehouse_settings)
+        log = open_log(warehouse_settings)
         try:
             snapshots = Snapshots(settings, Generations(warehouse_settings))
             snapshots.open()
