@@ -37,9 +37,9 @@ test: $(DEV) ## Run everything that CI runs
 bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
 
-lock: $(DEV) ## Renew the lock files from pyproject.toml
-	$(LOCK) --extra build -o requirements.lock pyproject.toml
-	$(LOCK) --extra build --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+lock: | $(BIN)/uv ## Renew the lock files from pyproject.toml
+	$(LOCK) --extra build --extra validator -o requirements.lock pyproject.toml
+	$(LOCK) --extra build --extra validator --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 format: $(DEV) ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -56,6 +56,10 @@ $(BIN)/python:
 		|| { echo "$(PYTHON) lacks venv: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "Making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv .venv
+
+# Not by way of $(DEV): that wants the locks to fit pyproject.toml already.
+$(BIN)/uv: | $(BIN)/python
+	@$(INSTALL) -r requirements-dev.lock
 
 $(RUNTIME): | $(BIN)/python
 	@echo "Installing what requirements.lock names ..."

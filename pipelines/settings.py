@@ -9,10 +9,11 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 RAO_PER_TAO = 10**9
+NODE_SCHEMES = ("ws://", "wss://")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,26 @@ class PipelineSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True)
 
     chain_source: str = Field(
-        "", description="Where the metagraph comes from: the path of a metagraph file."
+        "",
+        description="Where the metagraph comes from: `wss://` or `ws://` addresses of Subtensor "
+        "nodes, tried in turn, with commas between them; or the path of a metagraph file.",
     )
     netuid: int = Field(99, ge=0, le=65_535, description="The subnet.")
+    chain_genesis: str = Field(
+        "",
+        pattern="^(0x[0-9a-fA-F]{64})?$",
+        description="Hash of the chain's block 0; a node of another chain is refused. Empty: the "
+        "chain of the last snapshot, whichever that is.",
+    )
+    chain_timeout_seconds: float = Field(
+        15.0, gt=0, description="How long a node may take to connect, and for each answer."
+    )
+    chain_block_age_seconds_max: float = Field(
+        180.0,
+        gt=0,
+        description="A node whose newest block is older than this does not follow the chain: the "
+        "next one is asked.",
+    )
     min_validator_stake: Decimal = Field(
         Decimal(5000),
         ge=0,
@@ -91,6 +109,39 @@ class PipelineSettings(BaseSettings):
         description="Seconds between two reads of the metagraph, each with a full run: whole "
         "minutes that divide an hour. The API calls a metagraph stale after three of them.",
     )
+    chutes_api_url: str = Field(
+        "https://api.chutes.ai", description="Where Chutes is asked about miners' chutes."
+    )
+    chutes_api_key: SecretStr = Field(
+        SecretStr(""), description="Bearer key for Chutes. Never shown."
+    )
+    hf_endpoint: str = Field(
+        "https://huggingface.co", description="Where Hugging Face is asked about miners' models."
+    )
+    hf_token: SecretStr = Field(
+        SecretStr(""), description="Token for Hugging Face; public models need none. Never shown."
+    )
+    validation_concurrency_max: int = Field(
+        8, gt=0, le=64, description="Questions to Chutes and Hugging Face at the same time."
+    )
+    validation_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long either may take for one answer."
+    )
+    validation_attempts_max: int = Field(
+        3, gt=0, description="How often a question is put before it counts as not answered."
+    )
+    validation_seconds_max: float = Field(
+        120.0,
+        gt=0,
+        description="Time for all questions of one sync; what is not answered by then keeps its "
+        "last answer.",
+    )
+    model_recheck_seconds: int = Field(
+        3600,
+        ge=0,
+        description="Hugging Face's answer about a revision is used again for this long; Chutes is "
+        "asked at every sync.",
+    )
     weights_valid_seconds: int = Field(
         900, gt=0, description="Seconds for which published weights may be set on chain."
     )
@@ -103,15 +154,21 @@ class PipelineSettings(BaseSettings):
 
     @field_validator("chain_source")
     @classmethod
-    def _only_files(cls, chain_source: str) -> str:
-        if chain_source.startswith(("ws://", "wss://")):
-            raise ValueError(
-                "CHAIN_SOURCE: reading from a node (ws://, wss://) is not implemented yet; "
-                "give the path of a metagraph file"
-            )
-        if "://" in chain_source:
-            raise ValueError("CHAIN_SOURCE: give the path of a metagraph file")
+    def _nodes_or_one_file(cls, chain_source: str) -> str:
+        places = [place.strip() for place in chain_source.split(",")]
+        are_nodes = [place.startswith(NODE_SCHEMES) for place in places]
+        if any(are_nodes) and not all(are_nodes):
+            raise ValueError("CHAIN_SOURCE: every address in the list must be ws:// or wss://")
+        if "://" in chain_source and not any(are_nodes):
+            raise ValueError("CHAIN_SOURCE: give ws:// or wss:// addresses, or a file's path")
         return chain_source
+
+    @field_validator("chutes_api_url", "hf_endpoint")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("give an http:// or https:// address")
+        return url.rstrip("/")
 
     @field_validator("chain_sync_interval_seconds")
     @classmethod
@@ -119,6 +176,12 @@ class PipelineSettings(BaseSettings):
         if seconds % 60 or 3600 % seconds:
             raise ValueError("CHAIN_SYNC_INTERVAL_SECONDS: give whole minutes that divide an hour")
         return seconds
+
+    @property
+    def chain_endpoints(self) -> tuple[str, ...]:
+        """The nodes' addresses in the order they are tried; empty when the source is a file."""
+        places = tuple(place.strip() for place in self.chain_source.split(","))
+        return places if places[0].startswith(NODE_SCHEMES) else ()
 
     def parameters(self) -> Parameters:
         """Return the scoring parameters, exact."""
