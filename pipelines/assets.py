@@ -1,5 +1,7 @@
 """The graph, on one page: from chain and log to one published generation.
 
+    chain_snapshot
+          ▼
     metagraph ─┬▶ validators ──────┬─────────▶ scores ─────┐
                └▶ miners ◀─ blacklist          │           ▼
     archived_samples ────┴─────▶ votes ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
@@ -11,7 +13,6 @@ Assets are thin: each calls one pure rule and says in metadata what an operator 
 import importlib.metadata
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -21,8 +22,9 @@ from pipelines import checks, ranking, scoring, weighting
 from pipelines import metagraph as chain
 from pipelines import votes as voting
 from pipelines.frames import conform
-from pipelines.metagraph import Metagraph
+from pipelines.metagraph import MetagraphError
 from pipelines.resources import Stores, asset
+from pipelines.snapshots import Synced
 from warehouse import export, tables
 from warehouse.archive import Manifest
 from warehouse.records import AdminState
@@ -34,15 +36,6 @@ SECOND_MS = 1_000
 # before the log may forget any (`keeping`).
 RECONCILED_SEQS = 2_000
 StoresParam = dg.ResourceParam[Stores]
-
-
-@dataclass(frozen=True)
-class Synced:
-    """A metagraph, when it was read (UTC ms), and the file that keeps it."""
-
-    metagraph: Metagraph
-    synced_at_ms: int
-    snapshot: Path
 
 
 @dataclass(frozen=True)
@@ -66,21 +59,38 @@ def _declared(name: str) -> list[dg.AssetCheckSpec]:
     return checks.check_specs(name, checks.AS_DECLARED)
 
 
-@asset(group_name="chain", description="All neurons of the subnet at one block.")
+@asset(group_name="sync", description="The chain, read now; kept as the newest snapshot.")
+def chain_snapshot(stores: StoresParam) -> dg.MaterializeResult:
+    # Before the question, not after the answer: a snapshot is never younger than it says.
+    begun_at_ms = time.time_ns() // 1_000_000
+    found = stores.chain.sync()
+    synced = stores.snapshots.keep(found, begun_at_ms, stores.settings.chain_genesis)
+    return dg.MaterializeResult(value=None, metadata=_about(stores, synced))
+
+
+@asset(
+    group_name="chain", deps=[chain_snapshot], description="All neurons at the newest synced block."
+)
 def metagraph(stores: StoresParam) -> dg.MaterializeResult:
-    synced = stores.chain.sync()
-    synced_at_ms = time.time_ns() // 1_000_000
-    snapshot = chain.write_snapshot(synced, stores.warehouse.warehouse_path / "snapshots")
-    return dg.MaterializeResult(
-        value=Synced(synced, synced_at_ms, snapshot),
-        metadata={
-            "block": synced.block,
-            "netuid": synced.netuid,
-            "validators": synced.validators.height,
-            "miners": synced.miners.height,
-            "snapshot": dg.MetadataValue.path(snapshot),
-        },
-    )
+    synced = stores.snapshots.newest()
+    if synced is None:
+        raise MetagraphError("the chain was never read: run the job sync_chain first")
+    if synced.metagraph.netuid != stores.settings.netuid:
+        raise MetagraphError(
+            f"the last snapshot is of netuid {synced.metagraph.netuid}, but NETUID is "
+            f"{stores.settings.netuid}: run the job sync_chain first"
+        )
+    return dg.MaterializeResult(value=synced, metadata=_about(stores, synced))
+
+
+def _about(stores: Stores, synced: Synced) -> dict[str, Any]:
+    return {
+        "block": synced.metagraph.block,
+        "netuid": synced.metagraph.netuid,
+        "validators": synced.metagraph.validators.height,
+        "miners": synced.metagraph.miners.height,
+        "snapshot": dg.MetadataValue.path(stores.snapshots.directory / synced.name),
+    }
 
 
 @asset(group_name="log", description="New log rows moved to the archive; all current samples.")
@@ -272,7 +282,7 @@ def generation(
             "watermark": manifest.watermark,
             "netuid": metagraph.metagraph.netuid,
             "block": metagraph.metagraph.block,
-            "metagraph_snapshot": f"snapshots/{metagraph.snapshot.name}",
+            "metagraph_snapshot": f"snapshots/{metagraph.name}",
             "metagraph_synced_at_ms": metagraph.synced_at_ms,
             "latest_task_id": archived_samples.admin.latest_task_id,
             "window_first": scoring_window.first if scoring_window else None,

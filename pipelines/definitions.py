@@ -3,24 +3,20 @@
 import dagster as dg
 
 from pipelines import assets, keeping
+from pipelines.jobs import keep_job, materialize_job, sync_job, tables_job
 from pipelines.resources import RunMemory, stores_resource
-from pipelines.schedules import KEEP, MATERIALIZE, log_sensor, schedules
+from pipelines.schedules import news_sensor, schedules
 from pipelines.settings import PipelineSettings
 from warehouse.settings import WarehouseSettings
-
-KEEPING = dg.AssetSelection.groups("keeping")
 
 
 def build_definitions(settings: PipelineSettings, warehouse: WarehouseSettings) -> dg.Definitions:
     """Return all assets, jobs, schedules and sensors on these settings; opens nothing."""
     return dg.Definitions(
         assets=dg.load_assets_from_modules([assets, keeping]),
-        jobs=[
-            dg.define_asset_job(MATERIALIZE, dg.AssetSelection.all() - KEEPING),
-            dg.define_asset_job(KEEP, KEEPING),
-        ],
+        jobs=[materialize_job, tables_job, sync_job, keep_job],
         schedules=schedules(settings),
-        sensors=[log_sensor(settings)],
+        sensors=[news_sensor(settings)],
         resources={
             "stores": stores_resource(settings, warehouse),
             # One instance a process: it holds the frames of the runs under way in it.

@@ -8,8 +8,9 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.metagraph import ChainSource, chain_source
 from pipelines.settings import PipelineSettings
+from pipelines.snapshots import Snapshots
+from pipelines.sources import ChainSource, chain_source
 from warehouse.archive import Archive
 from warehouse.backends import open_kept_log
 from warehouse.generation import Generations
@@ -28,6 +29,7 @@ class Stores:
     settings: PipelineSettings
     warehouse: WarehouseSettings
     chain: ChainSource
+    snapshots: Snapshots
     log: LogKeeper
     archive: Archive
     generations: Generations
@@ -51,6 +53,7 @@ def stores_resource(
                 settings,
                 warehouse,
                 chain_source(settings),
+                snapshots(warehouse),
                 log,
                 Archive(warehouse),
                 Generations(warehouse),
@@ -62,6 +65,11 @@ def stores_resource(
                 gc.enable()
 
     return stores
+
+
+def snapshots(warehouse: WarehouseSettings) -> Snapshots:
+    """Return the chain snapshots of a warehouse; nothing is read yet."""
+    return Snapshots(warehouse.warehouse_path / "snapshots", warehouse.publish_lock_seconds_max)
 
 
 class RunMemory(dg.IOManager):

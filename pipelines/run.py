@@ -8,8 +8,8 @@ from pathlib import Path
 import dagster as dg
 
 from pipelines.definitions import build_definitions
+from pipelines.jobs import KEEP, MATERIALIZE
 from pipelines.metagraph import MetagraphError
-from pipelines.schedules import KEEP, MATERIALIZE
 from pipelines.settings import PipelineSettings
 from warehouse.archive import ArchiveError
 from warehouse.files import LockTimeoutError

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from api.settings import ApiSettings
 from cli.main import COMMANDS
@@ -19,6 +20,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def default_text(value):
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     if isinstance(value, (frozenset, tuple)):
         return ",".join(sorted(value))
     return str(value)

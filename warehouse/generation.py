@@ -108,6 +108,13 @@ class Generations:
             raise GenerationError(f"the pointer {self.pointer} names no generation")
         return pointed
 
+    def made_from(self) -> tuple[int, int] | None:
+        """Return watermark and metagraph_synced_at_ms of the current one, None before the first."""
+        pointed = self._pointed()
+        if pointed is None:
+            return None
+        return pointed["watermark"], pointed.get("metagraph_synced_at_ms", 0)
+
     def kept(self) -> list[Generation]:
         """Return the generations that were published and are still there, newest first."""
         current = self.current()
@@ -138,15 +145,19 @@ class Generations:
         `info` has the columns of `tables.GENERATION` but snapshot_id, computed_at_ms and
         tables_sha256, which are made here. On return every reader that looks finds the new
         generation, also after a power cut. Raises `StaleRunError` when the current generation
-        counts more of the log, `GenerationError` when tables are missing or do not fit.
+        counts more of the log or was made from a later metagraph, `GenerationError` when tables are
+        missing or do not fit.
         """
         ordered = [(table, _fitting(tables, table)) for table in COMPUTED_TABLES]
         digest = tables_sha256(ordered)
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = self.settings.warehouse_path / "publish.lock"
         with locked(lock, self.settings.publish_lock_seconds_max):
-            watermark = int(str(info["watermark"]))
-            newest = self._refuse_stale(watermark)
+            made_from = {
+                "watermark": int(str(info["watermark"])),
+                "metagraph_synced_at_ms": int(str(info["metagraph_synced_at_ms"])),
+            }
+            newest = self._refuse_stale(made_from)
             # Without a pointer nobody can tell which were published: then none is removed.
             for orphan in set(self._built()) - set(self.kept()) if newest else ():
                 self._remove(orphan)
@@ -164,7 +175,7 @@ class Generations:
             info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
             archive = archive or ArchiveFiles()
             self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
-            self._point_to(generation, watermark, archive)
+            self._point_to(generation, made_from, archive)
         return generation
 
     def archive_files(self, generation: Generation) -> set[Path]:
@@ -213,16 +224,18 @@ class Generations:
     def _generation(self, snapshot_id: str) -> Generation:
         return Generation(snapshot_id, self.directory / f"{snapshot_id}{SUFFIX}")
 
-    def _refuse_stale(self, watermark: int) -> int:
+    def _refuse_stale(self, made_from: Mapping[str, int]) -> int:
         """Return when the current generation was computed, 0 without one."""
         pointed = self._pointed()
         if pointed is None:
             return 0
-        if pointed["watermark"] > watermark:
-            raise StaleRunError(
-                f"generation {pointed['snapshot_id']} counts the log up to "
-                f"{pointed['watermark']}, this run only up to {watermark}"
-            )
+        for name, value in made_from.items():
+            # Generations made before metagraphs were compared do not name theirs.
+            if pointed.get(name, 0) > value:
+                raise StaleRunError(
+                    f"generation {pointed['snapshot_id']} was made from {name} {pointed[name]}, "
+                    f"this run from {value}: it is older, and publishes nothing"
+                )
         return self._generation(pointed["snapshot_id"]).computed_at_ms
 
     def _build(
@@ -245,10 +258,12 @@ class Generations:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _point_to(self, generation: Generation, watermark: int, archive: ArchiveFiles) -> None:
+    def _point_to(
+        self, generation: Generation, made_from: Mapping[str, int], archive: ArchiveFiles
+    ) -> None:
         files = [str(path) for path in (*archive.votes, *archive.texts)]
         write_durably(generation.path.with_suffix(".json"), json.dumps(files).encode())
-        pointed = {"snapshot_id": generation.snapshot_id, "watermark": watermark}
+        pointed = {"snapshot_id": generation.snapshot_id, **made_from}
         # From this rename on the new generation is the current one, whatever crashes.
         write_durably(self.pointer, json.dumps(pointed).encode())
         temporary = temporary_beside(self.stable_name)

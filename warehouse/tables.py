@@ -123,6 +123,38 @@ MINERS = Table(
     ),
 )
 
+NEURONS = Table(
+    "neurons",
+    "A chain snapshot: every neuron of the subnet at one block, as it was found. Not part of a "
+    "generation, but what one is made from; a Parquet file a sync.",
+    key=("hotkey",),
+    order=(("uid", "asc"),),
+    columns=(
+        _int("netuid", "the subnet"),
+        _int("block", "the block"),
+        _text("block_hash", "its hash; null: from a metagraph file", nullable=True),
+        _text("genesis_hash", "the chain's block 0; null: from a file", nullable=True),
+        _int("uid", "its uid at this block"),
+        _text("hotkey", "SS58 address"),
+        _text("coldkey", "SS58 address", nullable=True),
+        _bool("is_validator", "it has a stake, or the file lists it as a validator"),
+        _int("stake_rao", "its stake, never negative; null: the file does not say", nullable=True),
+        _bool("is_miner", "it has a revealed commitment, or the file lists it as a miner"),
+        _text("revealed", "revealed commitments as JSON [[block, hex]], in order", nullable=True),
+        _int("commit_block", "block of the newest commitment", nullable=True),
+        Column("is_valid", Kind.BOOL, "before blacklist and duplicates", is_nullable=True),
+        _text("invalid_reason", "why not", nullable=True),
+        _text("model_name", "as committed", nullable=True),
+        _text("model_revision", "as committed", nullable=True),
+        _text("model_hash", "sha256 over its weight files' hashes", nullable=True),
+        _text("chute_id", "as committed", nullable=True),
+        _text("chute_slug", "as Chutes names it", nullable=True),
+        _text("chute_fact", "the last definite answer of Chutes, as JSON", nullable=True),
+        _text("model_fact", "the last definite answer of Hugging Face, as JSON", nullable=True),
+        _int("last_validated_at_ms", "when all that was needed was known", nullable=True),
+    ),
+)
+
 BLACKLIST = Table(
     "blacklist",
     "The blacklist at the watermark.",

@@ -4,10 +4,10 @@ import pytest
 
 from api.settings import ApiSettings
 from pipelines.keeping import drop_archived
-from pipelines.metagraph import chain_source
-from pipelines.resources import Stores
+from pipelines.resources import Stores, snapshots
 from pipelines.run import keep, materialize
 from pipelines.settings import PipelineSettings
+from pipelines.sources import chain_source
 from tests.api.servers import Server
 from tests.builders import hotkey, sample, sample_body, signed_request, write_metagraph
 from warehouse.archive import Archive
@@ -99,6 +99,7 @@ def test_the_log_keeps_what_readers_would_not_find_in_the_archive(
         # Everything is older than the day after tomorrow.
         warehouse_settings.model_copy(update={"log_retention_days": -2}),
         chain_source(settings),
+        snapshots(warehouse_settings),
         keeper,
         Archive(warehouse_settings),
         Generations(warehouse_settings),

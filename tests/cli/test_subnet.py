@@ -7,7 +7,7 @@ import pytest
 
 from cli.demo_home import DemoHome, DemoHomeError
 from cli.subnet import MINERS, VALIDATORS, Period, expected_ranks, metagraph, samples
-from pipelines.metagraph import read_metagraph_file
+from pipelines.metagraph_file import read_metagraph_file
 
 COMPLETENESS, DOMINANCE = Fraction(4, 5), Fraction(1, 20)
 BY_NAME = {miner.name: miner for miner in MINERS}

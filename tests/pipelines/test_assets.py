@@ -11,12 +11,12 @@ import pytest
 from dagster import build_sensor_context
 
 from pipelines.definitions import build_definitions
+from pipelines.jobs import KEEP, MATERIALIZE, SYNC, TABLES
 from pipelines.keeping import drop_archived
-from pipelines.metagraph import chain_source
-from pipelines.resources import Stores, stores_resource
+from pipelines.resources import Stores, snapshots, stores_resource
 from pipelines.run import MaterializationError, keep, materialize
-from pipelines.schedules import KEEP, MATERIALIZE
 from pipelines.settings import PipelineSettings
+from pipelines.sources import chain_source
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.archive import Archive, with_vote_parts
 from warehouse.generation import Generations, open_generation
@@ -77,6 +77,9 @@ class Subnet:
     def ask(self, sql):
         with open_generation(Generations(self.warehouse).current()) as connection:
             return connection.execute(sql).fetchall()
+
+    def synced(self):
+        return snapshots(self.warehouse).newest()
 
     def digest(self):
         return self.ask("SELECT tables_sha256 FROM generation")[0][0]
@@ -290,30 +293,93 @@ def evaluate(subnet, instance, cursor):
         return sensor.evaluate_tick(context)
 
 
-def test_the_sensor_asks_once_for_what_has_arrived(subnet):
+def test_before_the_first_sync_the_sensor_has_the_chain_read(subnet):
     with dg.DagsterInstance.ephemeral() as instance:
         first = evaluate(subnet, instance, None)
-        assert (len(first.run_requests), first.cursor) == (1, "0")
-        quiet = evaluate(subnet, instance, first.cursor)
-        assert (quiet.run_requests, quiet.skip_message) == ([], "the log still ends at seq 0")
+        assert [request.job_name for request in first.run_requests] == [SYNC]
+        # If that fails it is not repeated at every look.
+        assert evaluate(subnet, instance, first.cursor).run_requests == []
+
+
+def test_the_sensor_asks_once_for_what_is_new(subnet):
+    subnet.run()
+    with dg.DagsterInstance.ephemeral() as instance:
+        quiet = evaluate(subnet, instance, None)
+        assert quiet.run_requests == []
+        assert quiet.skip_message == "the current generation counts the log up to its end, 0"
         subnet.vote("v1", "old", 1, passed=True)
-        grown = evaluate(subnet, instance, "0")
-        assert len(grown.run_requests) == 1
-        assert grown.cursor == "2"
+        grown = evaluate(subnet, instance, quiet.cursor)
+        assert [request.job_name for request in grown.run_requests] == [TABLES]
         assert evaluate(subnet, instance, grown.cursor).run_requests == []
         subnet.log.announce_task(request("admin"), 5).result(30)
         assert len(evaluate(subnet, instance, grown.cursor).run_requests) == 1
+        subnet.run()
+        synced = subnet.synced()
+        stores_snapshots = snapshots(subnet.warehouse)
+        stores_snapshots.keep(synced.metagraph, synced.synced_at_ms + 1)
+        # The same metagraph, read again: the weights are good for longer.
+        assert len(evaluate(subnet, instance, grown.cursor).run_requests) == 1
 
 
-def test_the_sensor_waits_for_the_run_under_way(subnet):
+def test_the_sensor_asks_again_when_a_run_came_to_nothing(subnet):
+    subnet.run()
     subnet.vote("v1", "old", 1, passed=True)
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_run(dg.DagsterRun(job_name=MATERIALIZE, status=dg.DagsterRunStatus.STARTED))
-        waiting = evaluate(subnet, instance, "0")
+        asked = json.loads(evaluate(subnet, instance, None).cursor)
+        for seconds in (-100, 100):
+            moved = {**asked, "asked_at_seconds": asked["asked_at_seconds"] + seconds}
+            assert len(evaluate(subnet, instance, json.dumps(moved)).run_requests) == 1
+
+
+@pytest.mark.parametrize("job", [TABLES, MATERIALIZE])
+def test_the_sensor_waits_for_the_run_under_way(subnet, job):
+    subnet.run()
+    subnet.vote("v1", "old", 1, passed=True)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_run(dg.DagsterRun(job_name=job, status=dg.DagsterRunStatus.STARTED))
+        waiting = evaluate(subnet, instance, None)
         assert waiting.run_requests == []
         assert waiting.skip_message == "1 runs are not finished"
         # What it did not ask for it asks for later.
-        assert waiting.cursor in (None, "0")
+        assert waiting.cursor is None
+
+
+def run_job(subnet, name):
+    definition = build_definitions(subnet.settings, subnet.warehouse).resolve_job_def(name)
+    with dg.DagsterInstance.ephemeral() as instance:
+        return definition.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def test_tables_follow_the_log_while_the_chain_cannot_be_read(subnet):
+    subnet.run()
+    before = subnet.synced()
+    subnet.metagraph.unlink()
+    subnet.vote_all("old", 5)
+
+    assert not run_job(subnet, SYNC).success
+    assert run_job(subnet, TABLES).success
+
+    assert subnet.ask("SELECT winner_hotkey, metagraph_synced_at_ms FROM generation") == [
+        (hotkey("old"), before.synced_at_ms)
+    ]
+    assert subnet.synced().name == before.name
+
+
+def test_a_metagraph_that_changed_reaches_the_tables_through_both_jobs(subnet):
+    subnet.run()
+    subnet.write_metagraph({"v1": 6000}, block=1001)
+    assert run_job(subnet, SYNC).success
+    assert subnet.ask("SELECT block FROM generation") == [(1000,)]
+    assert run_job(subnet, TABLES).success
+    assert subnet.ask("SELECT block, metagraph_snapshot FROM generation") == [
+        (1001, f"snapshots/{subnet.synced().name}")
+    ]
+    assert subnet.ask("SELECT hotkey FROM validators") == [(hotkey("v1"),)]
+
+
+def test_without_any_sync_no_table_is_made(subnet):
+    assert not run_job(subnet, TABLES).success
+    assert Generations(subnet.warehouse).current() is None
 
 
 def test_schedules_run_without_an_operator(subnet):
@@ -335,6 +401,7 @@ def test_the_nightly_work_lets_go_only_of_what_is_old_and_archived(subnet):
         subnet.settings,
         subnet.warehouse.model_copy(update={"log_retention_days": 1}),
         chain_source(subnet.settings),
+        snapshots(subnet.warehouse),
         log,
         Archive(subnet.warehouse),
         Generations(subnet.warehouse),

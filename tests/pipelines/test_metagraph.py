@@ -1,6 +1,5 @@
 """Metagraph files, what is refused in them, and the snapshots that keep them."""
 
-import gzip
 import json
 from fractions import Fraction
 
@@ -8,17 +7,10 @@ import pytest
 from substrateinterface import Keypair
 
 from pipelines.frames import schema, violations
-from pipelines.metagraph import (
-    Metagraph,
-    MetagraphError,
-    chain_source,
-    miners,
-    read_metagraph_file,
-    read_snapshot,
-    validators,
-    write_snapshot,
-)
+from pipelines.metagraph import MetagraphError, miners, validators
+from pipelines.metagraph_file import read_metagraph_file
 from pipelines.settings import Parameters, PipelineSettings
+from pipelines.sources import chain_source
 from warehouse.hotkeys import ZERO_HOTKEY
 from warehouse.tables import MINERS, VALIDATORS
 
@@ -348,111 +340,3 @@ def test_the_blacklist_comes_before_every_other_reason(read):
         (BOB, False, "blacklisted"),
         (DAVE, False, "blacklisted"),
     ]
-
-
-def assert_equal_metagraphs(left: Metagraph, right: Metagraph):
-    assert (left.netuid, left.block) == (right.netuid, right.block)
-    assert left.validators.equals(right.validators)
-    assert left.validators.schema == right.validators.schema
-    assert left.miners.equals(right.miners)
-    assert left.miners.schema == right.miners.schema
-
-
-@pytest.mark.parametrize("miner_rows", [[], [miner(), miner(hotkey=BOB, uid=8, block=None)]])
-def test_a_snapshot_gives_the_metagraph_back(read, tmp_path, miner_rows):
-    metagraph = read(document(miners=miner_rows))
-
-    path = write_snapshot(metagraph, tmp_path / "warehouse" / "snapshots")
-
-    assert path.name.startswith("4500000-")
-    assert path.name.endswith(".json.gz")
-    assert_equal_metagraphs(read_snapshot(path), metagraph)
-
-
-def test_the_same_content_keeps_its_file_and_another_gets_its_own(read, tmp_path):
-    snapshots = tmp_path / "snapshots"
-    first = write_snapshot(read(document()), snapshots)
-    written = first.stat()
-
-    # Neither the order in the file nor how a number is written is content.
-    again = document(validators=[validator(BOB, 1), validator(stake=12_345.6780)])
-    turned = document(validators=[validator(), validator(BOB, 1)])
-    assert write_snapshot(read(document()), snapshots) == first
-    assert write_snapshot(read(again), snapshots) == write_snapshot(read(turned), snapshots)
-    assert write_snapshot(read(again), snapshots) != first
-    assert first.stat() == written
-    # Nothing half-written stays beside them.
-    assert len(list(snapshots.iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        document(block=4_500_001),
-        document(validators=[validator(stake=12_345.679)]),
-        document(miners=[miner(is_valid=False)]),
-        document(miners=[miner(block=None)]),
-        document(miners=[]),
-        document(validators=[validator(), validator(CAROL, 7, 1)]),
-    ],
-)
-def test_any_difference_is_another_snapshot(read, tmp_path, change):
-    assert write_snapshot(read(change), tmp_path) != write_snapshot(read(document()), tmp_path)
-
-
-def test_a_snapshot_that_is_damaged_or_renamed_is_refused(read, tmp_path):
-    path = write_snapshot(read(document()), tmp_path)
-    other = write_snapshot(read(document(block=5)), tmp_path)
-    content = path.read_bytes()
-
-    path.write_bytes(other.read_bytes())
-    with pytest.raises(MetagraphError, match="not what its name says"):
-        read_snapshot(path)
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(MetagraphError, match="chain snapshot"):
-        read_snapshot(path)
-    path.write_bytes(b"")
-    with pytest.raises(MetagraphError, match="chain snapshot"):
-        read_snapshot(path)
-    path.unlink()
-    with pytest.raises(MetagraphError, match="chain snapshot"):
-        read_snapshot(path)
-
-
-def test_any_damaged_byte_of_a_snapshot_is_noticed_or_harmless(read, tmp_path):
-    metagraph = read(document())
-    path = write_snapshot(metagraph, tmp_path)
-    content = path.read_bytes()
-
-    refused = 0
-    for position in range(len(content)):
-        path.write_bytes(
-            content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1 :]
-        )
-        try:
-            assert_equal_metagraphs(read_snapshot(path), metagraph)
-        except MetagraphError:
-            refused += 1
-    # Harmless are a few bytes of gzip's header: the time of writing and the like.
-    assert refused >= len(content) - 10
-
-
-def test_a_snapshot_is_json_that_anything_can_read(read, tmp_path):
-    path = write_snapshot(read(document()), tmp_path)
-
-    assert json.loads(gzip.decompress(path.read_bytes())) == {
-        "netuid": 99,
-        "block": 4_500_000,
-        "validators": [{"hotkey": ALICE, "uid": 0, "stake_rao": 12_345_678_000_000}],
-        "miners": [WHOLE_MINER | {"last_validated_at_ms": None}],
-    }
-
-
-def test_a_snapshot_that_could_not_be_written_is_not_there(read, tmp_path):
-    (tmp_path / "snapshots").write_text("a file in the directory's place")
-
-    with pytest.raises(OSError, match="snapshots"):
-        write_snapshot(read(document()), tmp_path / "snapshots")
-    (tmp_path / "snapshots").unlink()
-    path = write_snapshot(read(document()), tmp_path / "snapshots")
-    assert_equal_metagraphs(read_snapshot(path), read(document()))

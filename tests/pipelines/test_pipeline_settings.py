@@ -55,9 +55,13 @@ def test_settings_come_from_the_environment_without_a_prefix(environment):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("chain_source", "ws://node:9944"),
-        ("chain_source", "wss://node"),
         ("chain_source", "http://node"),
+        ("chain_source", "wss://node,metagraph.json"),
+        ("chain_source", "wss://node,http://node"),
+        ("chain_genesis", "0x12"),
+        ("chutes_api_url", "api.chutes.ai"),
+        ("hf_endpoint", "file:///etc"),
+        ("validation_concurrency_max", 0),
         ("netuid", -1),
         ("netuid", 65_536),
         ("min_validator_stake", Decimal(-1)),
@@ -81,9 +85,16 @@ def test_what_makes_no_sense_is_refused(name, value):
         PipelineSettings.model_validate({name: value})
 
 
-def test_a_node_as_source_is_refused_with_what_to_do_instead():
-    with pytest.raises(ValidationError, match="not implemented yet; give the path of a metagraph"):
-        PipelineSettings(chain_source="wss://node")
+def test_nodes_are_listed_with_commas_and_a_file_is_no_node():
+    listed = PipelineSettings(chain_source="wss://one:443, ws://two:9944")
+    assert listed.chain_endpoints == ("wss://one:443", "ws://two:9944")
+    assert PipelineSettings(chain_source="metagraph.json").chain_endpoints == ()
+    assert PipelineSettings(chain_source="").chain_endpoints == ()
+
+
+def test_secrets_are_not_shown():
+    settings = PipelineSettings(chutes_api_key="cpk-hidden", hf_token="hf-hidden")
+    assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
 def test_settings_do_not_change_after_they_were_read():

@@ -127,10 +127,28 @@ def test_a_lost_pointer_costs_no_generation(generations):
 
 def test_a_run_that_counts_less_of_the_log_publishes_nothing(generations):
     published = generations.publish(EMPTY, info(watermark=10))
-    with pytest.raises(StaleRunError, match="up to 10, this run only up to 9"):
+    with pytest.raises(StaleRunError, match="made from watermark 10, this run from 9"):
         generations.publish(EMPTY, info(watermark=9))
     assert generations.current() == published
     assert len(generations.kept()) == 1
+
+
+def test_a_run_on_an_older_metagraph_publishes_nothing(generations):
+    published = generations.publish(EMPTY, info(watermark=10, metagraph_synced_at_ms=5_000))
+    with pytest.raises(StaleRunError, match="metagraph_synced_at_ms 5000, this run from 4999"):
+        generations.publish(EMPTY, info(watermark=11, metagraph_synced_at_ms=4_999))
+    assert generations.current() == published
+    assert generations.made_from() == (10, 5_000)
+
+
+def test_a_pointer_of_the_first_release_is_still_read(generations):
+    published = generations.publish(EMPTY, info(watermark=10))
+    pointed = json.loads(generations.pointer.read_bytes())
+    del pointed["metagraph_synced_at_ms"]
+    generations.pointer.write_text(json.dumps(pointed))
+    assert generations.current() == published
+    assert generations.made_from() == (10, 0)
+    assert generations.publish(EMPTY, info(watermark=11)) == generations.current()
 
 
 @pytest.mark.parametrize("harm", ["missing table", "missing column", "null", "type"])

@@ -1,0 +1,132 @@
+"""Chain snapshots: each metagraph that was read, kept for ever in a file of its own.
+
+With the log they are all that tables are made from. A snapshot is one Parquet file in the columns
+of `NEURONS`, named by its block and the SHA-256 of its bytes, so that a damaged one is told before
+it is parsed (Polars dies of some). The pointer names the newest, and when it was read.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.frames import violations
+from pipelines.metagraph import Metagraph, MetagraphError
+from warehouse.files import fsync_path, locked, write_durably
+from warehouse.tables import NEURONS
+
+SUFFIX = ".parquet"
+DIGEST_DIGITS = 16
+COMPRESSION_LEVEL = 9
+
+
+@dataclass(frozen=True)
+class Synced:
+    """A metagraph, when it was read (UTC ms), and the name of the file that keeps it."""
+
+    metagraph: Metagraph
+    synced_at_ms: int
+    name: str
+
+
+class Snapshots:
+    """The snapshots in one directory. Reads and writes files only when asked to."""
+
+    def __init__(self, directory: Path, lock_seconds_max: float) -> None:
+        self.directory = directory
+        self.pointer = directory / "current.json"
+        self._lock_seconds_max = lock_seconds_max
+
+    def keep(self, metagraph: Metagraph, synced_at_ms: int, chain_genesis: str = "") -> Synced:
+        """Keep a metagraph as the newest one.
+
+        On return it survives a power cut. Raises `MetagraphError`, and the last one stays in force,
+        where it is of another chain or an earlier block than the last; `chain_genesis` is the chain
+        that the operator wants, whatever the last one was.
+        """
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            fsync_path(self.directory.parent)
+        with locked(self.directory / "lock", self._lock_seconds_max):
+            last = self.newest()
+            if last:
+                _refuse_regress(last, metagraph, synced_at_ms, chain_genesis)
+            name = self._write(metagraph)
+            pointed = {"snapshot": name, "synced_at_ms": synced_at_ms}
+            # From this rename on it is the newest, whatever crashes.
+            write_durably(self.pointer, json.dumps(pointed).encode())
+        return Synced(metagraph, synced_at_ms, name)
+
+    def newest(self) -> Synced | None:
+        """Return the newest one, None before the first sync.
+
+        Raises `MetagraphError` when there is one that cannot be read.
+        """
+        found = self.newest_name()
+        if found is None:
+            return None
+        name, synced_at_ms = found
+        return Synced(self.read(name), synced_at_ms, name)
+
+    def newest_name(self) -> tuple[str, int] | None:
+        """Return the newest one's name and when it was read, None before the first sync."""
+        try:
+            pointed = json.loads(self.pointer.read_bytes())
+            return str(pointed["snapshot"]), int(pointed["synced_at_ms"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MetagraphError(f"{self.pointer} cannot be read: {error}") from error
+
+    def read(self, name: str) -> Metagraph:
+        """Read any snapshot by its name; raise `MetagraphError` when it is not what was kept."""
+        path = self.directory / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise MetagraphError(f"chain snapshot {path}: {error}") from error
+        if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
+            raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
+        neurons = pl.read_parquet(io.BytesIO(content))
+        if found := violations(neurons, NEURONS):
+            raise MetagraphError(f"chain snapshot {path}: {'; '.join(found)}")
+        return Metagraph(neurons)
+
+    def _write(self, metagraph: Metagraph) -> str:
+        parquet = io.BytesIO()
+        metagraph.neurons.write_parquet(
+            parquet, compression="zstd", compression_level=COMPRESSION_LEVEL
+        )
+        content = parquet.getvalue()
+        name = f"{metagraph.block}-{_digest(content)}{SUFFIX}"
+        if not (self.directory / name).exists():
+            write_durably(self.directory / name, content)
+        return name
+
+
+def _refuse_regress(
+    last: Synced, metagraph: Metagraph, synced_at_ms: int, chain_genesis: str
+) -> None:
+    """Refuse a node that lags behind or is of another chain. A file may say what it likes."""
+    if synced_at_ms < last.synced_at_ms:
+        raise MetagraphError("a metagraph that was read later is in force already")
+    was, now = last.metagraph, metagraph
+    if was.genesis_hash is None or now.genesis_hash is None:
+        return
+    if was.genesis_hash != now.genesis_hash:
+        if now.genesis_hash != chain_genesis.lower():
+            raise MetagraphError(
+                f"the node is of the chain {now.genesis_hash}, the last snapshot of "
+                f"{was.genesis_hash}: set CHAIN_GENESIS to the one that is meant"
+            )
+    elif now.block < was.block:
+        raise MetagraphError(
+            f"the node is at block {now.block}, but block {was.block} was read before: it lags"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGEST_DIGITS]
