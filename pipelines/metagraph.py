@@ -11,6 +11,7 @@ import polars as pl
 
 from pipelines.frames import conform, schema
 from pipelines.settings import Parameters
+from pipelines.validation import duplicates
 from warehouse.tables import MINERS, NEURONS, VALIDATORS
 
 INT64_MAX = 2**63 - 1
@@ -66,12 +67,32 @@ def validators(metagraph: Metagraph, parameters: Parameters) -> pl.DataFrame:
 
 
 def miners(metagraph: Metagraph, blacklisted: Collection[str]) -> pl.DataFrame:
-    """Return the `MINERS` table; the blacklist comes before every other reason."""
+    """Return the `MINERS` table: the blacklist comes before every other reason, duplicates last.
+
+    A copy of a model loses to the earlier commitment of it, also while that one is invalid for
+    another reason: else a copy would win whenever the original's chute is cold. Who is blacklisted
+    stands in nobody's way. Only miners that the chain tells of are compared; a metagraph file has
+    judged its own.
+    """
+    competing = metagraph.neurons.filter(
+        pl.col("is_miner")
+        & pl.col("revealed").is_not_null()
+        & pl.col("model_hash").is_not_null()
+        & ~pl.col("hotkey").is_in(list(blacklisted))
+    )
+    earliest = duplicates(competing.select("hotkey", "uid", "commit_block", "model_hash").rows())
+    copies = pl.DataFrame(
+        list(earliest.items()), {"hotkey": pl.String, "earliest_uid": pl.Int64}, orient="row"
+    )
     is_blacklisted = pl.col("hotkey").is_in(list(blacklisted))
-    judged = metagraph.miners.with_columns(
-        is_valid=pl.col("is_valid") & ~is_blacklisted,
+    is_copy = pl.col("is_valid") & pl.col("earliest_uid").is_not_null()
+    copied = pl.format("duplicate_model:earliest_uid={}", "earliest_uid")
+    judged = metagraph.miners.join(copies, on="hotkey", how="left").with_columns(
+        is_valid=pl.col("is_valid") & ~is_blacklisted & ~is_copy,
         invalid_reason=pl.when(is_blacklisted)
         .then(pl.lit("blacklisted"))
+        .when(is_copy)
+        .then(copied)
         .otherwise("invalid_reason"),
     )
     return conform(judged, MINERS)

@@ -1,4 +1,4 @@
-"""Metagraph files, what is refused in them, and the snapshots that keep them."""
+"""Metagraph files, what is refused in them, and the tables that follow from a metagraph."""
 
 import json
 from fractions import Fraction
@@ -7,7 +7,7 @@ import pytest
 from substrateinterface import Keypair
 
 from pipelines.frames import schema, violations
-from pipelines.metagraph import MetagraphError, miners, validators
+from pipelines.metagraph import MetagraphError, metagraph_of_neurons, miners, validators
 from pipelines.metagraph_file import read_metagraph_file
 from pipelines.settings import Parameters, PipelineSettings
 from pipelines.sources import chain_source
@@ -340,3 +340,64 @@ def test_the_blacklist_comes_before_every_other_reason(read):
         (BOB, False, "blacklisted"),
         (DAVE, False, "blacklisted"),
     ]
+
+
+def chain_miner(hotkey, uid, commit_block, **changes):
+    whole = {
+        "netuid": 99,
+        "block": 1000,
+        "uid": uid,
+        "hotkey": hotkey,
+        "is_validator": True,
+        "stake_rao": 1,
+        "is_miner": True,
+        "revealed": "[]",
+        "commit_block": commit_block,
+        "is_valid": True,
+        "model_hash": "same",
+    }
+    return whole | changes
+
+
+def judged_on_chain(rows, blacklisted=()):
+    found = miners(metagraph_of_neurons(rows), blacklisted)
+    assert violations(found, MINERS) == []
+    return dict(found.select("hotkey", "invalid_reason").rows())
+
+
+def test_a_copy_loses_to_the_earlier_commitment():
+    rows = [chain_miner(ALICE, 5, 300), chain_miner(BOB, 9, 200), chain_miner(CAROL, 7, 200)]
+    copied = "duplicate_model:earliest_uid=7"
+    assert judged_on_chain(rows) == {ALICE: copied, BOB: copied, CAROL: None}
+    assert judged_on_chain(rows[::-1]) == judged_on_chain(rows)
+    other = [*rows, chain_miner(DAVE, 1, 900, model_hash="another")]
+    assert judged_on_chain(other)[DAVE] is None
+
+
+def test_the_original_counts_while_it_is_invalid_but_not_when_it_is_blacklisted():
+    cold = chain_miner(ALICE, 5, 100, is_valid=False, invalid_reason="chute_not_running")
+    copy = chain_miner(BOB, 6, 200)
+    copied = "duplicate_model:earliest_uid=5"
+    assert judged_on_chain([cold, copy]) == {ALICE: "chute_not_running", BOB: copied}
+    assert judged_on_chain([cold, copy], {ALICE}) == {ALICE: "blacklisted", BOB: None}
+
+
+def test_an_earlier_reason_stays_and_what_is_unknown_is_no_copy():
+    mismatch = chain_miner(BOB, 6, 200, is_valid=False, invalid_reason="revision_mismatch:hf=x")
+    rows = [
+        chain_miner(ALICE, 5, 100),
+        mismatch,
+        chain_miner(CAROL, 7, 300, model_hash=None),
+        chain_miner(DAVE, 8, 400, model_hash=None),
+    ]
+    assert judged_on_chain(rows) == {
+        ALICE: None,
+        BOB: "revision_mismatch:hf=x",
+        CAROL: None,
+        DAVE: None,
+    }
+
+
+def test_a_file_has_judged_its_own_miners(read):
+    metagraph = read(document(miners=[miner(), miner(hotkey=BOB, uid=8)]))
+    assert miners(metagraph, [])["is_valid"].to_list() == [True, True]
