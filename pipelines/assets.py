@@ -11,7 +11,6 @@ Assets are thin: each calls one pure rule and says in metadata what an operator 
 """
 
 import importlib.metadata
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from pipelines.frames import conform
 from pipelines.metagraph import MetagraphError
 from pipelines.resources import Stores, asset
 from pipelines.snapshots import Synced
+from pipelines.syncing import about, chain_snapshot
 from warehouse import export, tables
 from warehouse.archive import Manifest
 from warehouse.records import AdminState
@@ -59,15 +59,6 @@ def _declared(name: str) -> list[dg.AssetCheckSpec]:
     return checks.check_specs(name, checks.AS_DECLARED)
 
 
-@asset(group_name="sync", description="The chain, read now; kept as the newest snapshot.")
-def chain_snapshot(stores: StoresParam) -> dg.MaterializeResult:
-    # Before the question, not after the answer: a snapshot is never younger than it says.
-    begun_at_ms = time.time_ns() // 1_000_000
-    found = stores.chain.sync()
-    synced = stores.snapshots.keep(found, begun_at_ms, stores.settings.chain_genesis)
-    return dg.MaterializeResult(value=None, metadata=_about(stores, synced))
-
-
 @asset(
     group_name="chain", deps=[chain_snapshot], description="All neurons at the newest synced block."
 )
@@ -80,17 +71,7 @@ def metagraph(stores: StoresParam) -> dg.MaterializeResult:
             f"the last snapshot is of netuid {synced.metagraph.netuid}, but NETUID is "
             f"{stores.settings.netuid}: run the job sync_chain first"
         )
-    return dg.MaterializeResult(value=synced, metadata=_about(stores, synced))
-
-
-def _about(stores: Stores, synced: Synced) -> dict[str, Any]:
-    return {
-        "block": synced.metagraph.block,
-        "netuid": synced.metagraph.netuid,
-        "validators": synced.metagraph.validators.height,
-        "miners": synced.metagraph.miners.height,
-        "snapshot": dg.MetadataValue.path(stores.snapshots.directory / synced.name),
-    }
+    return dg.MaterializeResult(value=synced, metadata=about(stores, synced))
 
 
 @asset(group_name="log", description="New log rows moved to the archive; all current samples.")

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines import assets, keeping
+from pipelines import assets, keeping, syncing
 from pipelines.jobs import keep_job, materialize_job, sync_job, tables_job
 from pipelines.resources import RunMemory, stores_resource
 from pipelines.schedules import news_sensor, schedules
@@ -13,7 +13,7 @@ from warehouse.settings import WarehouseSettings
 def build_definitions(settings: PipelineSettings, warehouse: WarehouseSettings) -> dg.Definitions:
     """Return all assets, jobs, schedules and sensors on these settings; opens nothing."""
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([assets, keeping]),
+        assets=dg.load_assets_from_modules([assets, keeping, syncing]),
         jobs=[materialize_job, tables_job, sync_job, keep_job],
         schedules=schedules(settings),
         sensors=[news_sensor(settings)],

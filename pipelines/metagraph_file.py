@@ -28,8 +28,11 @@ class MetagraphFile:
     def sync(self) -> Metagraph:
         """Read the file."""
         if not self.location:
-            raise MetagraphError("CHAIN_SOURCE is not set: give the path of a metagraph file")
+            raise MetagraphError("CHAIN_SOURCE is not set: give a node's address or a file's path")
         return read_metagraph_file(Path(self.location), self.netuid)
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
 
 
 def read_metagraph_file(path: Path, netuid: int) -> Metagraph:

@@ -46,19 +46,20 @@ def stores_resource(
         # reading rows sets one off. A run lasts seconds and its frames are in no cycles.
         was_collecting = gc.isenabled()
         gc.disable()
-        log = None
+        log, chain = None, chain_source(settings)
         try:
             log = open_kept_log(warehouse)
             yield Stores(
                 settings,
                 warehouse,
-                chain_source(settings),
+                chain,
                 snapshots(warehouse),
                 log,
                 Archive(warehouse),
                 Generations(warehouse),
             )
         finally:
+            chain.close()
             if log is not None:
                 log.close()
             if was_collecting:

@@ -10,6 +10,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -51,11 +52,17 @@ class Snapshots:
             self.directory.mkdir(parents=True)
             fsync_path(self.directory.parent)
         with locked(self.directory / "lock", self._lock_seconds_max):
-            last = self.newest()
+            # Not the file itself: a damaged one must not keep the next from taking its place.
+            last = self._pointed()
             if last:
                 _refuse_regress(last, metagraph, synced_at_ms, chain_genesis)
             name = self._write(metagraph)
-            pointed = {"snapshot": name, "synced_at_ms": synced_at_ms}
+            pointed = {
+                "snapshot": name,
+                "synced_at_ms": synced_at_ms,
+                "block": metagraph.block,
+                "genesis_hash": metagraph.genesis_hash,
+            }
             # From this rename on it is the newest, whatever crashes.
             write_durably(self.pointer, json.dumps(pointed).encode())
         return Synced(metagraph, synced_at_ms, name)
@@ -73,13 +80,25 @@ class Snapshots:
 
     def newest_name(self) -> tuple[str, int] | None:
         """Return the newest one's name and when it was read, None before the first sync."""
+        pointed = self._pointed()
+        return (pointed["snapshot"], pointed["synced_at_ms"]) if pointed else None
+
+    def _pointed(self) -> dict[str, Any] | None:
         try:
-            pointed = json.loads(self.pointer.read_bytes())
-            return str(pointed["snapshot"]), int(pointed["synced_at_ms"])
+            pointed: dict[str, Any] = json.loads(self.pointer.read_bytes())
+            is_whole = (
+                isinstance(pointed["snapshot"], str)
+                and isinstance(pointed["synced_at_ms"], int)
+                and isinstance(pointed["block"], int)
+                and isinstance(pointed["genesis_hash"], str | None)
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MetagraphError(f"{self.pointer} cannot be read: {error}") from error
+        if not is_whole:
+            raise MetagraphError(f"{self.pointer} cannot be read: it names no snapshot")
+        return pointed
 
     def read(self, name: str) -> Metagraph:
         """Read any snapshot by its name; raise `MetagraphError` when it is not what was kept."""
@@ -108,23 +127,24 @@ class Snapshots:
 
 
 def _refuse_regress(
-    last: Synced, metagraph: Metagraph, synced_at_ms: int, chain_genesis: str
+    last: dict[str, Any], metagraph: Metagraph, synced_at_ms: int, chain_genesis: str
 ) -> None:
     """Refuse a node that lags behind or is of another chain. A file may say what it likes."""
-    if synced_at_ms < last.synced_at_ms:
+    if synced_at_ms < last["synced_at_ms"]:
         raise MetagraphError("a metagraph that was read later is in force already")
-    was, now = last.metagraph, metagraph
-    if was.genesis_hash is None or now.genesis_hash is None:
+    was, now = last["genesis_hash"], metagraph.genesis_hash
+    if was is None or now is None:
         return
-    if was.genesis_hash != now.genesis_hash:
-        if now.genesis_hash != chain_genesis.lower():
+    if was != now:
+        if now != chain_genesis.lower():
             raise MetagraphError(
-                f"the node is of the chain {now.genesis_hash}, the last snapshot of "
-                f"{was.genesis_hash}: set CHAIN_GENESIS to the one that is meant"
+                f"the node is of the chain {now}, the last snapshot of {was}: set CHAIN_GENESIS to "
+                "the one that is meant"
             )
-    elif now.block < was.block:
+    elif metagraph.block < last["block"]:
         raise MetagraphError(
-            f"the node is at block {now.block}, but block {was.block} was read before: it lags"
+            f"the node is at block {metagraph.block}, but block {last['block']} was read before: "
+            "it lags"
         )
 
 

@@ -2,23 +2,28 @@
 
 from typing import Protocol
 
-from pipelines.metagraph import Metagraph, MetagraphError
+from pipelines.chain import ChainNodes
+from pipelines.metagraph import Metagraph
 from pipelines.metagraph_file import MetagraphFile
+from pipelines.neurons import ChainState
 from pipelines.settings import PipelineSettings
 
 
 class ChainSource(Protocol):
-    """Whatever tells the metagraph."""
+    """Whatever tells who is in the subnet."""
 
-    def sync(self) -> Metagraph:
-        """Read the metagraph now; raise `MetagraphError` when that fails in any way."""
+    def sync(self) -> ChainState | Metagraph:
+        """Read the chain now; raise `MetagraphError` when that fails in any way.
+
+        A node gives a state whose miners nobody has judged, a file a whole metagraph.
+        """
+
+    def close(self) -> None:
+        """Let go of all connections."""
 
 
 def chain_source(settings: PipelineSettings) -> ChainSource:
     """Return the source that the settings name; nothing is read yet."""
     if settings.chain_endpoints:
-        raise MetagraphError(
-            "CHAIN_SOURCE: reading from a node (ws://, wss://) is not finished; give the path of a "
-            "metagraph file"
-        )
+        return ChainNodes(settings)
     return MetagraphFile(settings.chain_source, settings.netuid)

@@ -111,6 +111,13 @@ def test_any_damaged_byte_of_a_snapshot_is_noticed(snapshots):
         snapshots.newest()
 
 
+def test_a_damaged_snapshot_does_not_keep_the_next_from_taking_its_place(snapshots):
+    name = snapshots.keep(metagraph(), 1).name
+    (snapshots.directory / name).write_bytes(b"harmed")
+    kept = snapshots.keep(metagraph(block=1001), 2)
+    assert snapshots.newest().name == kept.name
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"snapshot": "x", "synced_at_ms": "soon"}'])
 def test_a_damaged_pointer_is_not_taken_for_a_first_start(snapshots, text):
     snapshots.keep(metagraph(), 1)
@@ -167,7 +174,7 @@ def test_analysts_read_all_snapshots_as_one_table(snapshots):
     ).fetchall()
     assert rows == [(1000, 5_000_000_000_001), (1001, 3)]
     (pointed,) = [json.loads(snapshots.pointer.read_bytes())]
-    assert sorted(pointed) == ["snapshot", "synced_at_ms"]
+    assert pointed["block"] == 1001
 
 
 def test_a_subnet_without_validators_or_with_impossible_stakes_is_refused():
