@@ -43,6 +43,10 @@ FAULTS = {
 }
 
 
+# Whom this is done to learns of it only when the time is over.
+ENDLESS = {"hang", "drip_headers", "drip_body"}
+
+
 def described(**fields: object) -> HttpFault:
     """A 200 with this object."""
     return status(200, json.dumps(fields).encode())

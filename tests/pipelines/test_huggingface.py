@@ -16,7 +16,7 @@ from cli.simulated.services import HttpFault, SimulatedServices
 from pipelines.huggingface import HuggingFace
 from pipelines.outside import Cause, NoAnswer
 from pipelines.validation import ModelFact
-from tests.pipelines.service_faults import FAULTS, described, status
+from tests.pipelines.service_faults import ENDLESS, FAULTS, described, status
 
 TOKEN = "hf_9b2e_a_token_that_must_not_be_seen"
 NAME = "someone/leoma-5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
@@ -36,7 +36,7 @@ def services() -> Iterator[SimulatedServices]:
 
 @pytest.fixture
 def hugging_face(services: SimulatedServices) -> Iterator[HuggingFace]:
-    with closing(HuggingFace(services.hf_url, TOKEN, 0.3, clock_ms=lambda: NOW_MS)) as client:
+    with closing(HuggingFace(services.hf_url, TOKEN, 10, clock_ms=lambda: NOW_MS)) as client:
         yield client
 
 
@@ -134,7 +134,7 @@ def test_a_fault_is_no_answer_and_shows_no_token(
     services.fault = lambda _path: fault
     caplog.set_level(logging.DEBUG)
     with pytest.raises(NoAnswer) as caught:
-        hugging_face.fact(NAME, REVISION)
+        hugging_face.fact(NAME, REVISION, 0.1 if name in ENDLESS else None)
     assert caught.value.cause is cause
 
     assert services.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
@@ -253,8 +253,10 @@ print(HuggingFace(sys.argv[1], "", 5).fact(sys.argv[2], sys.argv[3]).model_hash)
 """
 
 
+# Offline it would not ask for the names of agents, online it would not refuse to ask at all.
+@pytest.mark.parametrize("is_offline", ["0", "1"])
 def test_the_environment_and_a_login_have_no_say(
-    services: SimulatedServices, tmp_path: Path
+    services: SimulatedServices, tmp_path: Path, is_offline: str
 ) -> None:
     # The library reads most of these once, when it is imported: hence a process of its own.
     (tmp_path / "token").write_text("hf_cached")
@@ -263,7 +265,7 @@ def test_the_environment_and_a_login_have_no_say(
             "HF_HOME": str(tmp_path),
             "HF_TOKEN": "hf_environment",
             "HF_ENDPOINT": elsewhere.hf_url,
-            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_OFFLINE": is_offline,
             "AI_AGENT": "1",
             "HTTP_PROXY": elsewhere.hf_url,
             "http_proxy": elsewhere.hf_url,
