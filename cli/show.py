@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
+from click.core import ParameterSource
 
 from api.client import LeomaClient, LeomaError, RankEntry, Weights
 from cli.failures import one_line
@@ -61,12 +62,36 @@ def rank(*, url: str, is_json: bool) -> None:
         click.echo(rank_table(ranks) if ranks else "No miner is ranked.")
 
 
-@click.command()
+class WeightsGroup(click.Group):
+    """`leoma weights` shows them; `leoma weights set` is imported when it is called."""
+
+    # The contexts are part of click's signatures.
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the one command."""
+        return ["set"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import `set`: it needs the libraries for chain and keys, which showing does not."""
+        if cmd_name != "set":
+            return None
+        from cli.weights_set import set_weights  # noqa: PLC0415 - see above
+
+        return set_weights
+
+
+@click.group(cls=WeightsGroup, invoke_without_command=True)
 @url_option
 @json_option
 @click.option("--at", help="A snapshot id or an ISO 8601 time: the weights as they were then.")
-def weights(*, url: str, is_json: bool, at: str | None) -> None:
+@click.pass_context
+def weights(context: click.Context, *, url: str, is_json: bool, at: str | None) -> None:
     """Show the weights that validators set on chain."""
+    if context.invoked_subcommand is not None:
+        # `set` has an address of its own: one that is given too early must not be lost in silence.
+        for name in ("url", "is_json", "at"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError("Give the options of `set` after it.")
+        return
     with one_line(LeomaError), LeomaClient(url, retries=1) as client:
         answer = client.weights(at)
     now = datetime.now(UTC)

@@ -1,0 +1,138 @@
+"""What a node says that setting weights depends on, all of it at one block."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from scalecodec.base import ScaleBytes
+
+from cli.setting import ChainFacts
+from cli.timelock import EpochSchedule
+from pipelines.node import Node, NodeError, Question
+from warehouse.hotkeys import ZERO_HOTKEY
+
+SUBNET = "SubtensorModule"
+BLOCK_AGE_SECONDS_MAX = 180.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """In which form the chain takes our weights now.
+
+    `nonce` counts what our hotkey had in blocks, so that whatever is sent while an earlier
+    extrinsic still waits takes that one's place in the queue and never joins it. `schedule` and
+    `commit_version` are those of commit-reveal, None where the subnet has it off.
+    """
+
+    version_key: int
+    nonce: int
+    schedule: EpochSchedule | None
+    commit_version: int | None
+
+
+def refuse_other_chain(node: Node, genesis: str) -> None:
+    """Raise `NodeError` if the node is not of the chain whose block 0 has the hash `genesis`."""
+    if genesis and node.genesis_hash() != genesis.lower():
+        raise NodeError(
+            f"{node.name} is of the chain {node.genesis_hash()}, but {genesis.lower()} is wanted"
+        )
+
+
+def read(node: Node, netuid: int, uid: int, own_hotkey: str) -> tuple[ChainFacts, Terms]:
+    """Read the subnet, `uid` and our own hotkey at the node's head; raise `NodeError`."""
+    block_hash, block = node.head()
+    now, has_subnet, key, own, permits, updates, limit, version_key, has_commits, account = _values(
+        node,
+        block_hash,
+        [
+            ("Timestamp", "Now", []),
+            (SUBNET, "NetworksAdded", [netuid]),
+            (SUBNET, "Keys", [netuid, uid]),
+            (SUBNET, "Uids", [netuid, own_hotkey]),
+            (SUBNET, "ValidatorPermit", [netuid]),
+            (SUBNET, "LastUpdate", [netuid]),
+            (SUBNET, "WeightsSetRateLimit", [netuid]),
+            (SUBNET, "WeightsVersionKey", [netuid]),
+            (SUBNET, "CommitRevealWeightsEnabled", [netuid]),
+            ("System", "Account", [own_hotkey]),
+        ],
+    )
+    _refuse_old(node, now, block)
+    is_known = own is not None and own < len(permits) and own < len(updates)
+    if own is not None and has_subnet and not is_known:
+        raise NodeError(
+            f"{node.name}: uid {own} is ours, but permits end at {len(permits)} and last updates "
+            f"at {len(updates)}"
+        )
+    facts = ChainFacts(
+        block=block,
+        has_subnet=has_subnet,
+        hotkey_at_uid=None if key == ZERO_HOTKEY else key,
+        own_uid=own,
+        has_permit=is_known and permits[own],
+        last_update=updates[own] if is_known else 0,
+        rate_limit_blocks=limit,
+        weights=() if own is None else weights(node, block_hash, netuid, own),
+    )
+    schedule = _schedule(node, block_hash, block, netuid) if has_commits else None
+    commit_version = None
+    if has_commits:
+        (commit_version,) = _values(node, block_hash, [(SUBNET, "CommitRevealWeightsVersion", [])])
+    return facts, Terms(version_key, account["nonce"], schedule, commit_version)
+
+
+def weights(node: Node, block_hash: str, netuid: int, uid: int) -> tuple[tuple[int, int], ...]:
+    """Return the weights that a validator has on chain at a block: uid and value, in order."""
+    (found,) = _values(node, block_hash, [(SUBNET, "Weights", [netuid, uid])])
+    return tuple((int(target), int(value)) for target, value in found)
+
+
+def _schedule(node: Node, block_hash: str, block: int, netuid: int) -> EpochSchedule:
+    tempo, index, last, pending, since, period = _values(
+        node,
+        block_hash,
+        [
+            (SUBNET, item, [netuid])
+            for item in (
+                "Tempo",
+                "SubnetEpochIndex",
+                "LastEpochBlock",
+                "PendingEpochAt",
+                "BlocksSinceLastStep",
+                "RevealPeriodEpochs",
+            )
+        ],
+    )
+    return EpochSchedule(block, tempo, index, last, pending, since, period)
+
+
+def _values(node: Node, block_hash: str, questions: list[Question]) -> list[Any]:
+    """Return plain values; what is not stored has its default in the runtime, or is None."""
+    stored = node.storage(block_hash, questions)
+    return [
+        _default(node, pallet, item) if found is None else found.value
+        for found, (pallet, item, _) in zip(stored, questions, strict=True)
+    ]
+
+
+def _default(node: Node, pallet: str, item: str) -> Any:
+    substrate = node.substrate
+    try:
+        function = substrate.metadata.get_metadata_pallet(pallet).get_storage_function(item)
+        if function.value["modifier"] != "Default":
+            return None
+        kind = function.get_value_type_string()
+        default = ScaleBytes(function.value_object["default"].value_object)
+        return substrate.runtime_config.create_scale_object(kind, default).decode()
+    # Whatever the library raises on metadata that it does not understand.
+    except Exception as error:
+        raise NodeError(f"{node.name}: {pallet}.{item} has no default: {error}") from error
+
+
+def _refuse_old(node: Node, now_ms: int, block: int) -> None:
+    age_seconds = time.time() - now_ms / 1000
+    if age_seconds > BLOCK_AGE_SECONDS_MAX:
+        raise NodeError(
+            f"{node.name} does not follow the chain: its newest block, {block}, is "
+            f"{age_seconds:.0f} seconds old"
+        )
