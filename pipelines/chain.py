@@ -18,8 +18,6 @@ from pipelines.node import Node, NodeError
 from pipelines.settings import PipelineSettings
 from warehouse.hotkeys import ZERO_HOTKEY, is_hotkey
 
-# Beyond the timeout of each answer: what one node may take for a whole sync.
-SYNC_SECONDS_MAX = 90.0
 SUBNET_STATE = "SubnetInfoRuntimeApi_get_subnet_state"
 # Up to the field that is needed; later ones may come and go with the runtime.
 SUBNET_STATE_TYPE = {
@@ -63,7 +61,7 @@ class ChainNodes:
         failures = []
         for node in list(self._nodes):
             try:
-                with node.within(SYNC_SECONDS_MAX):
+                with node.within(self._settings.chain_sync_seconds_max):
                     state = self._read(node)
             except NodeError as error:
                 failures.append(str(error))

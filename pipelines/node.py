@@ -6,17 +6,20 @@ is not said here.
 """
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import websocket
 from scalecodec.base import ScaleBytes
 from substrateinterface import SubstrateInterface
 from substrateinterface.storage import StorageKey
 
 KEYS_PER_REQUEST_MAX = 500
 SS58_FORMAT = 42
+CLOSE_SECONDS_MAX = 1
 
 Question = tuple[str, str, Sequence[Any]]
 
@@ -32,6 +35,7 @@ class Node:
         self.name = _shown(endpoint)
         self._endpoint = endpoint
         self._timeout_seconds = timeout_seconds
+        self._socket: websocket.WebSocket | None = None
         self._substrate: SubstrateInterface | None = None
         self._genesis_hash: str | None = None
 
@@ -40,14 +44,14 @@ class Node:
         """The connected library object."""
         if self._substrate is None:
             with self._told("connect"):
+                # Ours, not the library's: it would leave the socket open when it fails, and
+                # reconnect in the middle of a sync, perhaps to another node. The timeout is for
+                # connecting and for each message; without one a hang is for ever.
+                self._socket = websocket.create_connection(
+                    self._endpoint, timeout=self._timeout_seconds
+                )
                 self._substrate = SubstrateInterface(
-                    url=self._endpoint,
-                    ss58_format=SS58_FORMAT,
-                    # Both for the connection and for each message; without it a hang is for ever.
-                    ws_options={"timeout": self._timeout_seconds},
-                    # The wrong moment for a silent second try: the next read would be of another
-                    # connection, and perhaps another node.
-                    auto_reconnect=False,
+                    websocket=self._socket, ss58_format=SS58_FORMAT
                 )
         return self._substrate
 
@@ -131,10 +135,13 @@ class Node:
 
     def close(self) -> None:
         """Let go of the connection; the next use makes a new one."""
-        substrate, self._substrate, self._genesis_hash = self._substrate, None, None
-        if substrate is not None:
-            with contextlib.suppress(Exception):
-                substrate.close()
+        connection, self._socket = self._socket, None
+        self._substrate, self._genesis_hash = None, None
+        if connection is not None:
+            with contextlib.suppress(Exception):  # what the other side thinks of it is its affair
+                connection.close(timeout=CLOSE_SECONDS_MAX)
+            # Also where the farewell failed, which leaves the library's part open.
+            connection.shutdown()  # type: ignore[no-untyped-call]  # it has no annotations
 
     def _hash(self, method: str, params: list[Any]) -> str:
         found = self.ask(method, params)
@@ -164,10 +171,11 @@ class Node:
         return reason
 
     def _cut(self) -> None:
-        substrate = self._substrate
-        if substrate is not None:
-            with contextlib.suppress(Exception):
-                substrate.websocket.sock.close()
+        connection = self._socket
+        if connection is not None and connection.sock is not None:
+            # Wakes who waits for it; closing would not.
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _shown(endpoint: str) -> str:

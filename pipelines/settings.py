@@ -70,6 +70,9 @@ class PipelineSettings(BaseSettings):
     chain_timeout_seconds: float = Field(
         15.0, gt=0, description="How long a node may take to connect, and for each answer."
     )
+    chain_sync_seconds_max: float = Field(
+        90.0, gt=0, description="How long one node may take for all answers of a sync."
+    )
     chain_block_age_seconds_max: float = Field(
         180.0,
         gt=0,

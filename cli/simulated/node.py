@@ -18,6 +18,7 @@ from cli.simulated.scale import unsigned
 MESSAGE_BYTES_MAX = 2**24
 START_SECONDS_MAX = 10
 KEYS_PAGE_MAX = 1000
+CHATTER_SECONDS = 0.05
 
 
 class RpcError(Exception):
@@ -55,6 +56,11 @@ class Fault:
     def change(cls, change: Callable[[Any], Any]) -> Self:
         """Answer what `change` makes of the true result."""
         return cls("change", change)
+
+    @classmethod
+    def chatter(cls, text: str) -> Self:
+        """Send a text again and again, and never the answer."""
+        return cls("chatter", text)
 
     @classmethod
     def garbage(cls, text: str) -> Self:
@@ -137,6 +143,9 @@ class SimulatedNode:
             return False
         if fault.kind == "hang":
             return True
+        while fault.kind == "chatter":
+            await connection.send(fault.value)
+            await asyncio.sleep(CHATTER_SECONDS)
         if fault.kind == "garbage":
             await connection.send(fault.value)
             return True

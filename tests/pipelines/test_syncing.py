@@ -1,0 +1,204 @@
+"""From a simulated node and simulated services to tables, and through their failures."""
+
+import hashlib
+import json
+
+import dagster as dg
+import pytest
+from substrateinterface import Keypair
+
+from cli.simulated.chain import SimulatedChain
+from cli.simulated.node import Fault, SimulatedNode
+from cli.simulated.services import HttpFault, SimulatedServices
+from pipelines.definitions import build_definitions
+from pipelines.jobs import SYNC
+from pipelines.recompute import recompute
+from pipelines.resources import snapshots
+from pipelines.run import MaterializationError, materialize
+from pipelines.settings import PipelineSettings
+from tests.warehouse.builders import request, settings
+from warehouse.generation import Generations, open_generation
+from warehouse.sqlite_keeper import SqliteKeeper
+from warehouse.sqlite_log import SqliteLog
+
+VALIDATOR, POOR, ALICE, BOB, CAROL = (
+    Keypair.create_from_uri(f"//{name}").ss58_address
+    for name in ("validator", "poor", "Alice", "Bob", "Carol")
+)
+REVISION = "a" * 40
+SECRETS = {"chutes_api_key": "cpk-hidden", "hf_token": "hf-hidden"}
+
+
+def weights(seed):
+    return {"model.safetensors": hashlib.sha256(seed.encode()).hexdigest(), "README.md": None}
+
+
+class Subnet:
+    """A chain with two validators and three miners, and a home that follows it."""
+
+    def __init__(self, home, chain, node, services):
+        self.chain, self.node, self.services = chain, node, services
+        self.warehouse = settings(home)
+        self.settings = PipelineSettings(
+            chain_source=node.url,
+            chain_timeout_seconds=1,
+            chutes_api_url=services.chutes_url,
+            hf_endpoint=services.hf_url,
+            validation_timeout_seconds=1,
+            validation_attempts_max=1,
+            scorer_task_window=5,
+            **SECRETS,
+        )
+        chain.register(VALIDATOR, 6000, permit=True)
+        chain.register(POOR, 4999)
+        for hotkey in (ALICE, BOB, CAROL):
+            chain.register(hotkey)
+            self.commit(hotkey)
+        chain.mine()
+
+    def commit(self, hotkey, **changes):
+        name = f"someone/Leoma-{hotkey}"
+        commitment = {"model_name": name, "model_revision": REVISION, "chute_id": f"c-{hotkey}"}
+        self.chain.reveal(hotkey, commitment | changes)
+        self.services.add_chute(f"c-{hotkey}", f"slug-{hotkey[:4].lower()}", True, REVISION)
+        self.services.add_model(name, REVISION, weights(hotkey))
+
+    def run(self):
+        self.chain.mine()
+        return materialize(self.settings, self.warehouse)
+
+    def ask(self, sql):
+        with open_generation(Generations(self.warehouse).current()) as connection:
+            return connection.execute(sql).fetchall()
+
+    def verdicts(self):
+        return dict(self.ask("SELECT hotkey, coalesce(invalid_reason, 'valid') FROM miners"))
+
+    def validated_at(self, hotkey):
+        sql = f"SELECT last_validated_at_ms FROM miners WHERE hotkey = '{hotkey}'"
+        return self.ask(sql)[0][0]
+
+
+@pytest.fixture
+def subnet(tmp_path):
+    chain = SimulatedChain()
+    secrets = {"chutes_key": SECRETS["chutes_api_key"], "hf_token": SECRETS["hf_token"]}
+    with SimulatedServices(**secrets) as services, SimulatedNode(chain) as node:
+        yield Subnet(tmp_path / "data", chain, node, services)
+
+
+def test_a_chain_and_its_miners_become_tables(subnet):
+    subnet.run()
+
+    assert subnet.ask("SELECT hotkey, is_registered FROM validators ORDER BY uid") == [
+        (VALIDATOR, True),
+        (POOR, False),
+    ]
+    assert subnet.verdicts() == {ALICE: "valid", BOB: "valid", CAROL: "valid"}
+    ((uid, block, name, slug, digest),) = subnet.ask(
+        "SELECT uid, block, model_name, chute_slug, model_hash FROM miners "
+        f"WHERE hotkey = '{ALICE}'"
+    )
+    assert (uid, block, name) == (2, 1, f"someone/Leoma-{ALICE}")
+    assert slug == f"slug-{ALICE[:4].lower()}"
+    file = weights(ALICE)["model.safetensors"]
+    assert digest == hashlib.sha256(file.encode()).hexdigest()
+    assert subnet.ask("SELECT block, netuid FROM generation") == [(subnet.chain.number, 99)]
+
+
+def test_a_service_that_does_not_answer_changes_no_verdict(subnet):
+    subnet.run()
+    before = subnet.validated_at(ALICE)
+    for fault in (HttpFault("hang"), HttpFault("status", 503, {}, b""), HttpFault("garbage")):
+        subnet.services.fault = lambda path, fault=fault: (
+            fault if path.startswith("/chutes/") else None
+        )
+        subnet.run()
+        assert set(subnet.verdicts().values()) == {"valid"}
+        assert subnet.validated_at(ALICE) == before
+
+    subnet.services.fault = lambda _path: None
+    subnet.services.add_chute(f"c-{BOB}", "slug", False, REVISION)
+    subnet.services.remove_chute(f"c-{CAROL}")
+    subnet.run()
+    assert subnet.verdicts() == {
+        ALICE: "valid",
+        BOB: "chute_not_running",
+        CAROL: "chute_fetch_failed",
+    }
+    assert subnet.validated_at(ALICE) > before
+
+
+def test_who_commits_anew_while_the_service_is_silent_is_not_valid_on_old_answers(subnet):
+    subnet.run()
+    subnet.services.fault = lambda _path: HttpFault("status", 503, {}, b"")
+    subnet.chain.reveal(
+        ALICE,
+        {"model_name": f"x/leoma-{ALICE}", "model_revision": "b" * 40, "chute_id": f"c-{ALICE}"},
+    )
+    subnet.run()
+    assert subnet.verdicts()[ALICE] == f"revision_mismatch:chute={REVISION}"
+    assert subnet.verdicts()[BOB] == "valid"
+
+
+def test_copies_are_judged_with_the_blacklist_of_the_log(subnet):
+    subnet.services.add_model(f"someone/Leoma-{CAROL}", REVISION, weights(ALICE))
+    subnet.run()
+    assert subnet.verdicts()[CAROL] == "duplicate_model:earliest_uid=2"
+    log = SqliteLog(subnet.warehouse)
+    log.add_to_blacklist(request("admin"), ALICE, "it took Carol's model").result(30)
+    log.close()
+    subnet.run()
+    assert subnet.verdicts() == {ALICE: "blacklisted", BOB: "valid", CAROL: "valid"}
+
+
+def test_a_validator_that_leaves_and_a_uid_that_changes_hands(subnet):
+    subnet.run()
+    subnet.chain.set_stake(VALIDATOR, 4999)
+    subnet.chain.set_stake(POOR, 5000)
+    subnet.chain.register(BOB, uid=2)  # Bob takes Alice's uid, and his own becomes empty
+    subnet.chain.deregister(3)
+    subnet.run()
+    assert dict(subnet.ask("SELECT hotkey, is_registered FROM validators")) == {
+        VALIDATOR: False,
+        POOR: True,
+    }
+    # Neurons without a commitment are no miners, and Alice is none any more.
+    assert subnet.verdicts() == {CAROL: "valid"}
+
+
+def test_a_chain_that_cannot_be_read_leaves_everything_as_it_is(subnet):
+    published = subnet.run()
+    kept = snapshots(subnet.warehouse).newest_name()
+    for fault in (Fault.drop(), Fault.hang(), Fault.error(1, "no"), Fault.result(None)):
+        subnet.node.fault = lambda _method, _params, fault=fault: fault
+        with pytest.raises(MaterializationError, match="the chain cannot be read"):
+            subnet.run()
+    assert Generations(subnet.warehouse).current().snapshot_id == published.snapshot_id
+    assert snapshots(subnet.warehouse).newest_name() == kept
+    subnet.node.fault = lambda _method, _params: None
+    subnet.run()
+
+
+def test_a_generation_made_from_a_chain_can_be_computed_again(subnet):
+    subnet.run()
+    generation = Generations(subnet.warehouse).current()
+    subnet.services.remove_chute(f"c-{CAROL}")
+    subnet.run()
+    log = SqliteKeeper(subnet.warehouse)
+    assert recompute(generation, log, snapshots(subnet.warehouse)).differences == ()
+    log.close()
+
+
+def test_no_secret_reaches_dagsters_records_or_the_snapshot(subnet):
+    subnet.services.fault = lambda path: (
+        HttpFault("status", 401, {}, b"") if path.startswith("/chutes") else None
+    )
+    definition = build_definitions(subnet.settings, subnet.warehouse).resolve_job_def(SYNC)
+    with dg.DagsterInstance.ephemeral() as instance:
+        finished = definition.execute_in_process(instance=instance)
+        recorded = " ".join(str(entry) for entry in instance.all_logs(finished.run_id))
+    assert "chutes_unanswered" in recorded
+    assert "hidden" not in recorded
+    neurons = snapshots(subnet.warehouse).newest().metagraph.neurons
+    assert "hidden" not in json.dumps(neurons.to_dicts())
