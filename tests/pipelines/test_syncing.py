@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from substrateinterface import Keypair
 
+from cli.main import run
 from cli.simulated.chain import SimulatedChain
 from cli.simulated.node import Fault, SimulatedNode
 from cli.simulated.services import HttpFault, SimulatedServices
@@ -188,6 +189,42 @@ def test_a_generation_made_from_a_chain_can_be_computed_again(subnet):
     log = SqliteKeeper(subnet.warehouse)
     assert recompute(generation, log, snapshots(subnet.warehouse)).differences == ()
     log.close()
+
+
+def test_one_miner_is_explained_rule_by_rule(subnet, monkeypatch, capsys):
+    subnet.services.add_chute(f"c-{BOB}", "slug", False, REVISION)
+    subnet.services.add_model(f"someone/Leoma-{CAROL}", REVISION, weights(ALICE))
+    subnet.run()
+    monkeypatch.setenv("LEOMA_HOME", str(subnet.warehouse.leoma_home))
+
+    def check(hotkey):
+        code = run(["miners", "check", hotkey, "--json"])
+        told = capsys.readouterr()
+        if not told.out:
+            return code, told.err
+        explained = json.loads(told.out)
+        assert (explained["invalid_reason"] or "valid") == subnet.verdicts()[hotkey]
+        return code, {one["rule"]: one["is_passed"] for one in explained["rules"]}
+
+    code, rules = check(ALICE)
+    assert (code, set(rules.values())) == (0, {True})
+    assert [*rules][0::13] == ["blacklisted", "duplicate_model"]
+    code, rules = check(BOB)
+    assert code == 1
+    assert rules["chute_fetch_failed"] is True
+    assert rules["chute_not_running"] is False
+    assert rules["hf_model_fetch_failed"] is None
+    assert rules["duplicate_model"] is None
+    code, rules = check(CAROL)
+    assert (code, rules["revision_mismatch:hf"], rules["duplicate_model"]) == (1, True, False)
+    assert check(VALIDATOR)[1].endswith("it is no miner\n")
+    assert (
+        "is not registered at block" in check(Keypair.create_from_uri("//nobody").ss58_address)[1]
+    )
+    assert "not an SS58 address" in check("5abc")[1]
+
+    assert run(["miners", "check", BOB]) == 1
+    assert "invalid: chute_not_running" in capsys.readouterr().out
 
 
 def test_no_secret_reaches_dagsters_records_or_the_snapshot(subnet):
