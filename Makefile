@@ -22,8 +22,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 help: ## List what can be done
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-demo: $(RUNTIME) ## Run the whole service with a simulated subnet (ONCE=1: end after the weights)
-	@exec $(BIN)/leoma demo $(if $(ONCE),--once) $(DEMO_FLAGS)
+demo: $(RUNTIME) ## Run the whole service with a simulated subnet (ONCE=1: end after the weights; CHAIN=double: with a simulated node)
+	@exec $(BIN)/leoma demo $(if $(ONCE),--once) $(if $(CHAIN),--chain $(CHAIN)) $(DEMO_FLAGS)
 
 test: $(DEV) ## Run everything that CI runs
 	$(BIN)/ruff check .

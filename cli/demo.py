@@ -1,6 +1,7 @@
 """`leoma demo`: the whole service on this machine, with a simulated subnet, checked to the end."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import httpx
 
 from api.client import LeomaClient, LeomaError, Weights
 from api.settings import ApiSettings
-from cli import subnet
+from cli import demo_chain, subnet
 from cli.demo_home import DemoHome, DemoHomeError
 from cli.failures import one_line, read_settings
 from cli.processes import Child, ProcessError, Processes, StopRequested, free_port, stop_signals
@@ -25,6 +26,8 @@ from warehouse.settings import WarehouseSettings
 API_PORT = 8000
 DAGSTER_PORT = 3000
 CODE_PORT = 4000
+NODE_PORT = 9944
+SERVICES_PORT = 9945
 START_SECONDS_MAX = 90.0
 MATERIALIZE_SECONDS_MAX = 180.0
 WEIGHTS_SECONDS_MAX = 240.0
@@ -47,6 +50,9 @@ class Addresses:
     api_port: int
     dagster_port: int
     code_port: int
+    # Of the simulated chain; 0: a metagraph file takes its place.
+    node_port: int = 0
+    services_port: int = 0
 
     @property
     def api(self) -> str:
@@ -77,7 +83,17 @@ class Addresses:
 @click.option(
     "--dagster-port", default=DAGSTER_PORT, show_default=True, type=click.IntRange(1, 65_535)
 )
-def demo(*, once: bool, tasks: int, home: Path, api_port: int, dagster_port: int) -> None:
+@click.option(
+    "--chain",
+    "kind",
+    default="file",
+    show_default=True,
+    type=click.Choice(["file", "double"]),
+    help="The metagraph: a file, or a simulated node with simulated Chutes and Hugging Face.",
+)
+def demo(
+    *, once: bool, tasks: int, home: Path, api_port: int, dagster_port: int, kind: str
+) -> None:
     """Run the whole service with a simulated subnet on this machine.
 
     Starts the API and Dagster on loopback, lets simulated validators submit signed samples over
@@ -86,7 +102,14 @@ def demo(*, once: bool, tasks: int, home: Path, api_port: int, dagster_port: int
     """
     with one_line(LeomaError, DemoError, DemoHomeError, OSError), stop_signals():
         try:
-            _demo(DemoHome(home.absolute()), tasks, api_port, dagster_port, is_once=once)
+            addresses = Addresses(
+                _port(api_port, "The API"),
+                _port(dagster_port, "Dagster"),
+                free_port(CODE_PORT),
+                free_port(NODE_PORT) if kind == "double" else 0,
+                free_port(SERVICES_PORT) if kind == "double" else 0,
+            )
+            _demo(DemoHome(home.absolute()), tasks, addresses, is_once=once)
         except StopRequested:
             raise click.Abort from None
         except ProcessError as error:
@@ -94,7 +117,7 @@ def demo(*, once: bool, tasks: int, home: Path, api_port: int, dagster_port: int
             raise click.ClickException(str(error)) from error
 
 
-def environment(home: DemoHome) -> dict[str, str]:
+def environment(home: DemoHome, addresses: Addresses) -> dict[str, str]:
     """Return the environment of the demo's processes: this one's, with the demo's settings."""
     names = {
         name.upper()
@@ -110,23 +133,29 @@ def environment(home: DemoHome) -> dict[str, str]:
         **kept,
         "LEOMA_HOME": str(home.path),
         "DAGSTER_HOME": str(home.path / "dagster"),
-        "CHAIN_SOURCE": str(home.metagraph),
+        **(
+            {
+                "CHAIN_SOURCE": f"ws://127.0.0.1:{addresses.node_port}",
+                "CHUTES_API_URL": f"http://127.0.0.1:{addresses.services_port}",
+                "HF_ENDPOINT": f"http://127.0.0.1:{addresses.services_port}",
+            }
+            if addresses.node_port
+            else {"CHAIN_SOURCE": str(home.metagraph)}
+        ),
         "NETUID": str(subnet.NETUID),
         "ADMIN_HOTKEYS": subnet.ADMIN.hotkey,
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def _demo(home: DemoHome, tasks: int, api_port: int, dagster_port: int, *, is_once: bool) -> None:
+def _demo(home: DemoHome, tasks: int, addresses: Addresses, *, is_once: bool) -> None:
     window = read_settings(PipelineSettings).scorer_task_window
     with (
         home.locked(),
-        Processes(home.make(), environment(home), GRACE_SECONDS) as processes,
+        Processes(home.make(), environment(home, addresses), GRACE_SECONDS) as processes,
     ):
         click.echo(f"Demo in {home.path}")
-        addresses = Addresses(
-            _port(api_port, "The API"), _port(dagster_port, "Dagster"), free_port(CODE_PORT)
-        )
+        chain = _start_chain(processes, addresses) if addresses.node_port else None
         click.echo("Reading the subnet and publishing a first generation ...")
         processes.run("materialize", ["-m", "cli.main", "materialize"], MATERIALIZE_SECONDS_MAX)
         click.echo("Starting the API and Dagster ...")
@@ -137,6 +166,9 @@ def _demo(home: DemoHome, tasks: int, api_port: int, dagster_port: int, *, is_on
             head = _simulate(processes, addresses, admin, period)
             home.finish(period)
             weights = _published(processes, admin, head)
+            if chain:
+                _one_leaves(processes, chain, addresses)
+                weights = admin.weights()
             _report(admin, weights, home, window, addresses)
             if is_once:
                 return
@@ -154,6 +186,45 @@ def _port(preferred: int, what: str) -> int:
     if port != preferred:
         click.echo(f"Port {preferred} is taken. {what} listens on {port} instead.")
     return port
+
+
+def _start_chain(processes: Processes, addresses: Addresses) -> Child:
+    """Start the simulated chain and services and wait until both listen."""
+    ports = (addresses.node_port, addresses.services_port)
+    click.echo(f"Starting a simulated chain on port {ports[0]}, its services on {ports[1]} ...")
+    arguments = ["--node-port", str(ports[0]), "--services-port", str(ports[1])]
+    chain = processes.start("chain", ["-m", "cli.demo_chain", *arguments])
+    processes.wait_until(
+        chain,
+        "the simulated chain listens",
+        lambda: all(free_port(port) != port for port in ports),
+        START_SECONDS_MAX,
+    )
+    return chain
+
+
+def _one_leaves(processes: Processes, chain: Child, addresses: Addresses) -> None:
+    """Have a miner lose its place on the chain, and see that it is gone after the next sync."""
+    hotkey = demo_chain.LEAVER.hotkey
+    with httpx.Client(trust_env=False, timeout=10, base_url=addresses.api) as http:
+        found = http.get(f"/miners/{hotkey}")
+        if found.status_code != 200 or not found.json()["is_valid"]:
+            raise DemoError(f"{hotkey} must be a valid miner, but: {found.text}")
+        chain.process.send_signal(signal.SIGUSR1)
+        processes.wait_until(
+            chain,
+            f"{hotkey} is deregistered",
+            lambda: f"{hotkey} is deregistered" in chain.log.read_text(),
+            START_SECONDS_MAX,
+        )
+        click.echo(f"{hotkey} was deregistered. Reading the chain again ...")
+        processes.run("materialize", ["-m", "cli.main", "materialize"], MATERIALIZE_SECONDS_MAX)
+        processes.wait_until(
+            chain,
+            f"{hotkey} is no longer a miner",
+            lambda: http.get(f"/miners/{hotkey}").status_code == 404,
+            START_SECONDS_MAX,
+        )
 
 
 def _start(processes: Processes, addresses: Addresses) -> Child:

@@ -144,14 +144,21 @@ def metagraph() -> dict[str, Any]:
                 "block": miner.block,
                 "is_valid": miner.is_valid,
                 "invalid_reason": None if miner.is_valid else "chute_not_running",
-                "model_name": f"demo/leoma-{miner.name}-{miner.hotkey}",
-                "model_revision": f"{miner.block:040x}",
-                "model_hash": f"{miner.uid:064x}",
-                "chute_id": f"demo-{miner.name}",
-                "chute_slug": f"demo-{miner.name}",
+                **model(miner),
             }
             for miner in MINERS
         ],
+    }
+
+
+def model(miner: Miner) -> dict[str, str]:
+    """Return what a miner has committed to, and what is known of it."""
+    return {
+        "model_name": f"demo/leoma-{miner.name}-{miner.hotkey}",
+        "model_revision": f"{miner.block:040x}",
+        "model_hash": f"{miner.uid:064x}",
+        "chute_id": f"demo-{miner.name}",
+        "chute_slug": f"demo-{miner.name}",
     }
 
 

@@ -47,10 +47,12 @@ class SimulatedChain:
         spec_version: int = 425,
         genesis: str = "simulated",
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        *,
+        first_block: int = 0,
     ) -> None:
         self.netuid, self.spec_version = netuid, spec_version
         self.neurons: list[SimulatedNeuron] = []
-        self.number = -1
+        self.number = first_block - 1
         self._genesis, self._now_ms = genesis, now_ms
         self._revealed: dict[bytes, list[tuple[bytes, int]]] = {}
         self._blocks: dict[str, Block] = {}

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cli.processes import free_port
 from warehouse.generation import Generations, open_generation
 from warehouse.settings import WarehouseSettings
@@ -13,7 +15,8 @@ from warehouse.settings import WarehouseSettings
 LEOMA = Path(sys.executable).parent / "leoma"
 
 
-def test_the_demo_ends_with_checked_weights_and_leaves_nothing_running(tmp_path):
+@pytest.mark.parametrize("chain", ["file", "double"])
+def test_the_demo_ends_with_checked_weights_and_leaves_nothing_running(tmp_path, chain):
     home = tmp_path / "home"
     # An odd setting of whoever starts it must not reach the simulated subnet.
     environment = {**os.environ, "SCORER_TASK_WINDOW": "10", "MIN_VALIDATOR_STAKE": "1000000"}
@@ -22,7 +25,7 @@ def test_the_demo_ends_with_checked_weights_and_leaves_nothing_running(tmp_path)
         *("--dagster-port", str(free_port(0))),
     ]
     ended = subprocess.run(
-        [LEOMA, "demo", "--once", "--tasks", "12", "--home", home, *ports],
+        [LEOMA, "demo", "--once", "--tasks", "12", "--home", home, "--chain", chain, *ports],
         check=False,
         capture_output=True,
         text=True,
