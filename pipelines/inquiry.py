@@ -115,7 +115,8 @@ class _Race:
         self._due_at = clock() + limits.seconds_max
 
     def seconds_left(self) -> float:
-        return self._due_at - self.clock()
+        # No more than a lock can be waited for.
+        return min(self._due_at - self.clock(), threading.TIMEOUT_MAX)
 
 
 class _Service:

@@ -80,8 +80,9 @@ def test_a_fault_is_no_answer_and_shows_no_key(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fault, cause = FAULTS[name]
-    services.fault = lambda _path: fault
     caplog.set_level(logging.DEBUG)
+    assert chutes.fact(CHUTE).is_found
+    services.fault = lambda _path: fault
     with pytest.raises(NoAnswer) as caught:
         chutes.fact(CHUTE, 0.1 if name in ENDLESS else None)
     assert caught.value.cause is cause

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scalecodec.base import ScaleBytes
 from scalecodec.types import Compact
@@ -15,6 +15,7 @@ HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 NAME = f"someone/leoma-{HOTKEY}"
 REVISION = "a" * 40
 CHUTE = "6f1c9c1e-0c5f-5c6a-9d0e-3a9f7d4a1b2c"
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FIELDS = {"model_name": NAME, "model_revision": REVISION, "chute_id": CHUTE}
 
 
@@ -137,11 +138,13 @@ def test_the_longest_compact_form() -> None:
     assert commitment_text(b"\xff" + b"\x00" * 67) == ""
 
 
+@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_round_trips(text: str) -> None:
     assert commitment_text(scale_bytes(text.encode())) == text
 
 
+@unhurried
 @given(st.binary(max_size=100) | st.binary(max_size=100).map(scale_bytes))
 def test_no_bytes_raise(content: bytes) -> None:
     assert isinstance(read_commitment(HOTKEY, [Revealed(1, content)]), str)
@@ -156,6 +159,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@unhurried
 @given(st.dictionaries(st.sampled_from([*FIELDS, "more"]), JSON_VALUES))
 def test_no_json_raises_and_what_is_read_can_be_stored(document: dict[str, object]) -> None:
     commitments = revealed(json.dumps(document))
@@ -164,6 +168,7 @@ def test_no_json_raises_and_what_is_read_can_be_stored(document: dict[str, objec
         assert text is None or (text and text.encode().decode() == text)
 
 
+@unhurried
 @given(name=st.text(st.characters(exclude_categories=["Cs"])), revision=st.text(min_size=1))
 def test_a_good_commitment_is_read_back(name: str, revision: str) -> None:
     model_name = f"{name}/leoma{HOTKEY}"

@@ -131,8 +131,9 @@ def test_a_fault_is_no_answer_and_shows_no_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fault, cause = FAULTS[name]
-    services.fault = lambda _path: fault
     caplog.set_level(logging.DEBUG)
+    assert hugging_face.fact(NAME, REVISION).is_found
+    services.fault = lambda _path: fault
     with pytest.raises(NoAnswer) as caught:
         hugging_face.fact(NAME, REVISION, 0.1 if name in ENDLESS else None)
     assert caught.value.cause is cause

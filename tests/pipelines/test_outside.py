@@ -5,12 +5,13 @@ from email.utils import formatdate
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.outside import Cause, header_secret, no_answer_of_status, printable
 from pipelines.outside import retry_after_seconds as seconds_of
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NOON = "Tue, 14 Nov 2023 12:00:00 GMT"
 
 
@@ -48,6 +49,7 @@ def test_what_is_not_clear_is_nothing(text: str) -> None:
     assert seconds_of({"retry-after": text}) is None
 
 
+@unhurried
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
 def test_no_header_raises(retry_after: str, date: str, window: str) -> None:
     found = seconds_of({"retry-after": retry_after, "date": date, "ratelimit": window})
@@ -71,6 +73,7 @@ def test_a_secret_is_trimmed() -> None:
     assert header_secret("KEY", "") == ""
 
 
+@unhurried
 @given(st.text(st.characters(codec=None)))
 def test_printable_text_can_be_stored_and_shown(text: str) -> None:
     shown = printable(text)

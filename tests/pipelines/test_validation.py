@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from substrateinterface import Keypair
 
@@ -22,6 +22,7 @@ from pipelines.validation import (
     verdict,
 )
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOTKEY = Keypair.create_from_uri("//Miner").ss58_address
 NAME = f"someone/leoma-{HOTKEY}"
 REVISION = "a" * 40
@@ -162,6 +163,7 @@ def test_the_earlier_block_is_the_original_then_the_lower_uid() -> None:
     assert duplicates([]) == {}
 
 
+@unhurried
 @given(st.permutations(range(6)), st.lists(st.integers(0, 2), min_size=6, max_size=6))
 def test_the_order_of_miners_changes_no_duplicate(order: list[int], blocks: list[int]) -> None:
     miners = [(f"hotkey {uid}", uid, blocks[uid], f"hash {uid % 2}") for uid in range(6)]
