@@ -23,7 +23,7 @@ COMMANDS = {
     "recompute": ("cli.recompute", "Compute a published generation anew, and compare."),
     "rank": ("cli.show", "Show the rank table."),
     "weights": ("cli.show", "Show the weights that validators set on chain."),
-    "miners": ("cli.miners", "Explain why a miner is valid or not."),
+    "miners": ("cli.miners", "Look into why a miner is valid or not."),
     "tasks": ("cli.admin", "Announce tasks (admins)."),
     "blacklist": ("cli.admin", "Show or change the blacklist (changes: admins)."),
 }

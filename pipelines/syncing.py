@@ -101,7 +101,7 @@ def _evidence(settings: PipelineSettings, state: ChainState, last: Metagraph | N
     seconds = settings.validation_timeout_seconds
     chutes = Chutes(settings.chutes_api_url, settings.chutes_api_key.get_secret_value(), seconds)
     hugging_face = HuggingFace(settings.hf_endpoint, settings.hf_token.get_secret_value(), seconds)
-    with contextlib.closing(chutes):
+    with contextlib.closing(chutes), contextlib.closing(hugging_face):
         return gather(
             state.neurons,
             facts_in(last) if last else {},

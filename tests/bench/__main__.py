@@ -25,6 +25,7 @@ from warehouse.sqlite_log import SqliteLog
 
 ROOT = Path("build/bench")
 FULL_RUNS, INCREMENTAL_RUNS = 5, 5
+SYNCS = 221  # 200 after the first ones, which fill caches
 WRITE_TASKS = 10  # a round of writes: 20,000 samples
 LATEST_TASK = 10**9
 Value = TypeVar("Value")
@@ -75,6 +76,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
         "Writes, two workers",
         lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
     )
+    synced = step("Syncs with a node", lambda: servers.syncs(given, SYNCS))
     verify = step("sr25519", limits.verifications_per_second)
     fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
     inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
@@ -82,6 +84,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
         *_read_figures(reads),
         *_write_figures(writes, inserts, verify, fsync),
         *_run_figures(rebuild, full, grown),
+        *_sync_figures(synced),
         Figure("API memory, reads, one worker", [reads["rss_mb"]], "MB", is_rate=False, target=250),
         Figure(
             "API memory, writes, per worker", [writes["rss_mb"]], "MB", is_rate=False, target=250
@@ -164,6 +167,24 @@ def _run_figures(
             is_rate=False,
             target=1,
             note=wall(grown),
+        ),
+    ]
+
+
+def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
+    before, after = synced["before"], synced["after"]
+    left = f"{SYNCS} syncs left {after['handles'] - before['handles']} handles"
+    grown_mb = after["rss_mb"] - before["rss_mb"]
+    name = "Sync of 256 neurons, CPU"
+    return [
+        Figure(f"{name}, first", [synced["first_seconds"]], "s", is_rate=False, target=2),
+        Figure(
+            f"{name}, later",
+            synced["seconds"],
+            "s",
+            is_rate=False,
+            target=2,
+            note=f"{left}, {after['threads'] - before['threads']} threads, {grown_mb:.0f} MB",
         ),
     ]
 

@@ -247,6 +247,20 @@ def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]
     return plans
 
 
+def syncs(environment: Mapping[str, str], times: int) -> dict[str, Any]:
+    """Run `tests.bench.syncs`; return what it measured."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.bench.syncs", str(times)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if ended.returncode:
+        raise BenchError(f"the syncs failed with exit code {ended.returncode}")
+    measured: dict[str, Any] = json.loads(ended.stdout)
+    return measured
+
+
 def materialisations(environment: Mapping[str, str], mode: str, times: int) -> list[dict[str, Any]]:
     """Run `tests.bench.runs` with these settings; return what each run said."""
     ended = subprocess.run(

@@ -8,6 +8,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from cli.orchestration import LOCATION, dagster_home, fail_orphaned_runs, workspace_options
 from cli.processes import Processes
+from pipelines.jobs import WORK
 
 
 @pytest.fixture
@@ -24,7 +25,12 @@ def test_dagsters_home_is_made_with_our_settings(home):
     with DagsterInstance.from_config(str(home)) as instance:
         assert instance.telemetry_enabled is False
         assert instance.run_monitoring_enabled
-        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 1
+        queue = instance.get_concurrency_config().run_queue_config
+        # The chain is read beside the runs that publish; of these there is one at a time.
+        assert queue.max_concurrent_runs > 1
+        assert queue.tag_concurrency_limits == [
+            {"key": WORK, "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+        ]
 
 
 def test_an_operators_own_settings_stay(home, monkeypatch, tmp_path):

@@ -96,7 +96,7 @@ def test_what_cannot_be_encoded_is_refused():
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bittensor_drand", None)
-    with pytest.raises(TimelockError, match="pip install 'bittensor-drand>=2.0'"):
+    with pytest.raises(TimelockError, match=r"pip install 'bittensor-drand>=2\.0'"):
         timelocked([7], [65_535], 0, public_key=OWN, schedule=SCHEDULE)
 
 
