@@ -7,41 +7,34 @@ by name, so that a gap in the answer is told from a miner without any.
 """
 
 import time
-from typing import Any
-
-from scalecodec.base import RuntimeConfigurationObject, ScaleBytes
-from scalecodec.type_registry import load_type_registry_preset
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pipelines.metagraph import INT64_MAX, MetagraphError
 from pipelines.neurons import ChainState, Neuron, Revealed
 from pipelines.node import Node, NodeError
+from pipelines.scale import ScaleError, ScaleReader
 from pipelines.settings import PipelineSettings
-from warehouse.hotkeys import ZERO_HOTKEY, is_hotkey
+from warehouse.hotkeys import ZERO_HOTKEY, hotkey_of
 
 SUBNET_STATE = "SubnetInfoRuntimeApi_get_subnet_state"
-# Up to the field that is needed; later ones may come and go with the runtime.
-SUBNET_STATE_TYPE = {
-    "type": "struct",
-    "type_mapping": [
-        ["netuid", "Compact<u16>"],
-        ["hotkeys", "Vec<[u8; 32]>"],
-        ["coldkeys", "Vec<[u8; 32]>"],
-        ["active", "Vec<bool>"],
-        ["validator_permit", "Vec<bool>"],
-        ["pruning_score", "Vec<Compact<u16>>"],
-        ["last_update", "Vec<Compact<u64>>"],
-        ["emission", "Vec<Compact<u64>>"],
-        ["dividends", "Vec<Compact<u16>>"],
-        ["incentives", "Vec<Compact<u16>>"],
-        ["consensus", "Vec<Compact<u16>>"],
-        ["trust", "Vec<Compact<u16>>"],
-        ["rank", "Vec<Compact<u16>>"],
-        ["block_at_registration", "Vec<Compact<u64>>"],
-        ["alpha_stake", "Vec<Compact<u64>>"],
-        ["tao_stake", "Vec<Compact<u64>>"],
-        ["total_stake", "Vec<Compact<u64>>"],
-    ],
-}
+
+Value = TypeVar("Value")
+
+
+class ContradictionError(Exception):
+    """What a node says of the chain cannot be, or is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class SubnetState:
+    """What is used of the runtime's SubnetState; each list by uid."""
+
+    netuid: int
+    hotkeys: list[bytes]
+    coldkeys: list[bytes]
+    stakes_rao: list[int]
 
 
 class ChainNodes:
@@ -52,9 +45,6 @@ class ChainNodes:
         self._nodes = [
             Node(endpoint, settings.chain_timeout_seconds) for endpoint in settings.chain_endpoints
         ]
-        self._types = RuntimeConfigurationObject()
-        self._types.update_type_registry(load_type_registry_preset("core"))
-        self._types.update_type_registry({"types": {"SubnetState": SUBNET_STATE_TYPE}})
 
     def sync(self) -> ChainState:
         """Read the chain now; raise `MetagraphError` that says what each node did."""
@@ -63,8 +53,11 @@ class ChainNodes:
             try:
                 with node.within(self._settings.chain_sync_seconds_max):
                     state = self._read(node)
-            except NodeError as error:
-                failures.append(str(error))
+            except (NodeError, ContradictionError) as error:
+                is_named = isinstance(error, NodeError)
+                failures.append(str(error) if is_named else f"{node.name}: {error}")
+                # An address may stand for many machines: the next sync may find a better one.
+                node.close()
                 continue
             # The one that answered is asked first next time.
             self._nodes.remove(node)
@@ -80,13 +73,9 @@ class ChainNodes:
     def _read(self, node: Node) -> ChainState:
         netuid = self._settings.netuid
         genesis_hash = node.genesis_hash()
-        wanted = self._settings.chain_genesis.lower()
-        if wanted and genesis_hash != wanted:
-            raise NodeError(
-                f"{node.name} is of the chain {genesis_hash}, but CHAIN_GENESIS is {wanted}"
-            )
+        self._refuse_other_chain(genesis_hash)
         block_hash, block = node.head()
-        now, is_there, size = node.storage(
+        now, is_there, size = node.stored(
             block_hash,
             [
                 ("Timestamp", "Now", []),
@@ -94,114 +83,166 @@ class ChainNodes:
                 ("SubtensorModule", "SubnetworkN", [netuid]),
             ],
         )
-        self._refuse_old(node, now, block)
-        if is_there is None or is_there.value is not True:
-            raise NodeError(f"{node.name}: netuid {netuid} does not exist on this chain")
-        if size is None or not size.value:
-            raise NodeError(f"{node.name}: netuid {netuid} has no neurons")
-        state = node.call(
-            block_hash, SUBNET_STATE, netuid.to_bytes(2, "little"), self._subnet_state
-        )
-        neurons = self._neurons(node, state, size.value)
-        revealed = node.storage(
+        self._refuse_old(block, _number("Timestamp.Now", now, 64))
+        if is_there is None or not _value("NetworksAdded", is_there, ScaleReader.flag):
+            raise ContradictionError(f"netuid {netuid} does not exist on this chain")
+        answer = node.call(block_hash, SUBNET_STATE, netuid.to_bytes(2, "little"))
+        neurons = self._neurons(_subnet_state(answer), _number("SubnetworkN", size, 16))
+        contents = node.stored(
             block_hash,
             [("Commitments", "RevealedCommitments", [netuid, one.hotkey]) for one in neurons],
         )
-        try:
-            whole = [
-                Neuron(one.uid, one.hotkey, one.coldkey, one.stake_rao, _revealed(found))
-                for one, found in zip(neurons, revealed, strict=True)
-            ]
-        except (AttributeError, TypeError, ValueError) as error:
-            raise NodeError(f"{node.name}: the commitments are no list: {error}") from None
-        return ChainState(netuid, block, block_hash, genesis_hash, tuple(whole))
+        return ChainState(
+            netuid,
+            block,
+            block_hash,
+            genesis_hash,
+            tuple(
+                replace(one, revealed=_revealed(one.hotkey, content, block))
+                for one, content in zip(neurons, contents, strict=True)
+            ),
+        )
 
-    def _refuse_old(self, node: Node, now: Any, block: int) -> None:
-        age_seconds = time.time() - now.value / 1000 if now is not None else float("inf")
+    def _refuse_other_chain(self, genesis_hash: str) -> None:
+        wanted = self._settings.chain_genesis.lower()
+        if wanted and genesis_hash != wanted:
+            raise ContradictionError(
+                f"it is of the chain {genesis_hash}, but CHAIN_GENESIS is {wanted}"
+            )
+
+    def _refuse_old(self, block: int, now_ms: int) -> None:
+        age_seconds = time.time() - now_ms / 1000
         if age_seconds > self._settings.chain_block_age_seconds_max:
-            raise NodeError(
-                f"{node.name} does not follow the chain: its newest block, {block}, is "
+            raise ContradictionError(
+                f"it does not follow the chain: its newest block, {block}, is "
                 f"{age_seconds:.0f} seconds old"
             )
 
-    def _subnet_state(self, answer: bytes) -> dict[str, Any]:
-        """Decode a SubnetState: an option of it, or, from older runtimes, its bytes."""
-        wrapped = self._decoded("Bytes", answer)
-        if wrapped is not None:
-            answer = b"\x01" + wrapped.value_object
-        if answer[:1] != b"\x01":
-            raise ValueError("there is no such subnet")
-        state = self._types.create_scale_object("SubnetState", ScaleBytes(answer[1:]))
-        state.decode(check_remaining=False)
-        fields: dict[str, Any] = state.value_object
-        return {name: fields[name] for name in ("netuid", "hotkeys", "coldkeys", "total_stake")}
-
-    def _decoded(self, kind: str, answer: bytes) -> Any:
-        """Return a scale object that takes up all the bytes, None if none does."""
-        found = self._types.create_scale_object(kind, ScaleBytes(answer))
-        try:
-            found.decode(check_remaining=True)
-        except Exception:  # noqa: BLE001 - whatever it raises, the bytes are not that
-            return None
-        return found
-
-    def _neurons(self, node: Node, state: dict[str, Any], size: int) -> list[Neuron]:
+    def _neurons(self, state: SubnetState, size: int) -> list[Neuron]:
         """Return the neurons without commitments; the zero key is an empty uid."""
-        netuid = state["netuid"].value
-        if netuid != self._settings.netuid:
-            raise NodeError(f"{node.name}: asked about {self._settings.netuid}, answered {netuid}")
-        vectors = [state[name].value_object for name in ("hotkeys", "coldkeys", "total_stake")]
+        if state.netuid != self._settings.netuid:
+            raise ContradictionError(
+                f"asked about netuid {self._settings.netuid}, it answered about {state.netuid}"
+            )
+        vectors = (state.hotkeys, state.coldkeys, state.stakes_rao)
         if any(len(vector) != size for vector in vectors):
             lengths = ", ".join(str(len(vector)) for vector in vectors)
-            raise NodeError(
-                f"{node.name}: the subnet has {size} neurons, the answer {lengths} of hotkeys, "
-                "coldkeys, stakes"
+            raise ContradictionError(
+                f"the subnet has {size} neurons, the answer {lengths} of hotkeys, coldkeys, stakes"
             )
         neurons = [
-            Neuron(uid, _address(node, hotkey), _address(node, coldkey), stake.value)
-            for uid, (hotkey, coldkey, stake) in enumerate(zip(*vectors, strict=True))
+            Neuron(uid, hotkey_of(hotkey), hotkey_of(coldkey), stake_rao)
+            for uid, (hotkey, coldkey, stake_rao) in enumerate(zip(*vectors, strict=True))
         ]
         neurons = [one for one in neurons if one.hotkey != ZERO_HOTKEY]
-        if len({one.hotkey for one in neurons}) != len(neurons):
-            raise NodeError(f"{node.name}: a hotkey has two uids")
-        self._refuse_stakes(node, sum(one.stake_rao for one in neurons), neurons)
+        _refuse_repeats(neurons)
+        self._refuse_stakes(neurons)
         return neurons
 
-    def _refuse_stakes(self, node: Node, total_rao: int, neurons: list[Neuron]) -> None:
-        if 2 * total_rao > INT64_MAX:
-            raise NodeError(f"{node.name}: the stakes sum to 2**62 rao or more")
+    def _refuse_stakes(self, neurons: list[Neuron]) -> None:
+        if not neurons:
+            raise ContradictionError(f"netuid {self._settings.netuid} has no neurons")
+        # The rules sum and double stakes in 64 bits.
+        if 2 * sum(one.stake_rao for one in neurons) > INT64_MAX:
+            raise ContradictionError("the stakes sum to 2**62 rao or more")
         least_rao = self._settings.parameters().min_validator_stake_rao
-        highest_rao = max((one.stake_rao for one in neurons), default=0)
+        highest_rao = max(one.stake_rao for one in neurons)
         if highest_rao < least_rao or not highest_rao:
-            raise NodeError(
-                f"{node.name}: no neuron has MIN_VALIDATOR_STAKE "
+            raise ContradictionError(
+                "no neuron has MIN_VALIDATOR_STAKE "
                 f"({self._settings.min_validator_stake} TAO); the highest stake is "
                 f"{highest_rao / 10**9:.9f}"
             )
 
 
-def _address(node: Node, key: Any) -> str:
-    # The library's scale object of [u8; 32] gives its hex.
-    address = str(node.substrate.ss58_encode(key.value))
-    if address != ZERO_HOTKEY and not is_hotkey(address):
-        raise NodeError(f"{node.name}: {address} is no address")
-    return address
+def _refuse_repeats(neurons: list[Neuron]) -> None:
+    uids: dict[str, int] = {}
+    for one in neurons:
+        first = uids.setdefault(one.hotkey, one.uid)
+        if first != one.uid:
+            raise ContradictionError(
+                f"a hotkey has two uids: {one.hotkey} has {first} and {one.uid}"
+            )
 
 
-def _revealed(found: Any) -> tuple[Revealed, ...]:
-    """Return stored commitments. Bytes from `value_object`: `value` is text or hex, as it likes."""
-    if found is None:
+def _value(name: str, content: bytes, read: Callable[[ScaleReader], Value]) -> Value:
+    """Return what `read` makes of all the bytes."""
+    reader = ScaleReader(content)
+    try:
+        value = read(reader)
+        reader.end()
+    except ScaleError as error:
+        raise ContradictionError(f"{name} is not what it was: {error}") from None
+    return value
+
+
+def _number(name: str, content: bytes | None, bits: int) -> int:
+    if content is None:
+        raise ContradictionError(f"{name} is absent")
+    return _value(name, content, lambda reader: reader.unsigned(bits))
+
+
+def _subnet_state(answer: bytes) -> SubnetState:
+    """Read an option of a SubnetState, or, from older runtimes, its bytes behind their number.
+
+    Which one it is shows in what fits: the number of bytes may begin like an option.
+    """
+    if answer == b"\x00":
+        raise ContradictionError("the runtime knows no such subnet")
+    problems = []
+    for form in (_optional, _wrapped):
+        try:
+            return _fields(form(answer))
+        except ScaleError as error:
+            problems.append(str(error))
+    raise ContradictionError(f"{SUBNET_STATE} is not what it was: {', or '.join(problems)}")
+
+
+def _optional(answer: bytes) -> ScaleReader:
+    reader = ScaleReader(answer)
+    if not reader.flag():
+        raise ScaleError("it begins like nothing and goes on")
+    return reader
+
+
+def _wrapped(answer: bytes) -> ScaleReader:
+    reader = ScaleReader(answer)
+    state = reader.blob()
+    reader.end()
+    return ScaleReader(state)
+
+
+def _fields(reader: ScaleReader) -> SubnetState:
+    """Read a SubnetState field by field, in the order of the runtime's declaration."""
+    netuid = reader.compact()
+    hotkeys = reader.vector(lambda: reader.take(32))
+    coldkeys = reader.vector(lambda: reader.take(32))
+    for _ in ("active", "validator_permit"):
+        reader.vector(reader.flag)
+    for _ in (
+        *("pruning_score", "last_update", "emission", "dividends", "incentives", "consensus"),
+        *("trust", "rank", "block_at_registration", "alpha_stake", "tao_stake"),
+    ):
+        reader.vector(reader.compact)
+    stakes_rao = reader.vector(reader.compact)
+    # emission_history. Of no use but this: if a runtime put a field before the stakes, or took one
+    # away, another field would pass for them, and this one would not be here.
+    reader.vector(lambda: reader.vector(reader.compact))
+    return SubnetState(netuid, hotkeys, coldkeys, stakes_rao)
+
+
+def _revealed(hotkey: str, content: bytes | None, head: int) -> tuple[Revealed, ...]:
+    """Return what a hotkey revealed. What the miner wrote is handed on as it is."""
+    if content is None:
         return ()
-    return tuple(
-        Revealed(int(block.value), _raw(content))
-        for content, block in (entry.value_object for entry in found.value_object)
+    entries = _value(
+        f"RevealedCommitments of {hotkey}",
+        content,
+        lambda reader: reader.vector(lambda: (reader.blob(), reader.unsigned(64))),
     )
-
-
-def _raw(content: Any) -> bytes:
-    raw = content.value_object
-    if isinstance(raw, str):
-        return bytes.fromhex(raw.removeprefix("0x"))
-    if isinstance(raw, bytes | bytearray):
-        return bytes(raw)
-    return bytes(one.value if hasattr(one, "value") else one for one in raw)
+    for _, block in entries:
+        if block > head:
+            raise ContradictionError(
+                f"{hotkey} has a commitment of block {block}, after the newest block {head}"
+            )
+    return tuple(Revealed(block, written) for written, block in entries)

@@ -7,11 +7,14 @@ import pytest
 from substrateinterface import Keypair
 
 from cli.simulated.chain import SimulatedChain
+from cli.simulated.metadata import storage_key
 from cli.simulated.node import Fault, SimulatedNode
+from cli.simulated.scale import account, blob, compact, option, unsigned, vector
 from pipelines.chain import ChainNodes
 from pipelines.metagraph import MetagraphError
 from pipelines.neurons import Revealed
 from pipelines.settings import PipelineSettings
+from warehouse.hotkeys import hotkey_of
 
 HOTKEYS = [Keypair.create_from_uri(f"//neuron{uid}").ss58_address for uid in range(12)]
 NEWCOMER = Keypair.create_from_uri("//newcomer").ss58_address
@@ -116,7 +119,7 @@ def test_an_answer_that_does_not_hold_the_runtime_long_is_followed(chain, node, 
         assert [one.stake_rao for one in state.neurons] == [one.stake_rao for one in newer.neurons]
         assert [one.revealed for one in state.neurons] == [one.revealed for one in newer.neurons]
     assert node.calls.count("state_getMetadata") == 3  # 425 was decoded before
-    assert node.calls.count("system_chain") == 1  # and all of that on one connection
+    assert node.calls.count("chain_getBlockHash") == 1  # and all of that on one connection
 
 
 def test_two_syncs_in_one_block_are_equal(source):
@@ -144,16 +147,16 @@ def test_a_uid_that_changes_hands_and_a_hotkey_that_changes_its_uid(chain, sourc
 
 FAULTS = {
     "error": (Fault.error(-32000, "the node is tired"), "the node is tired"),
-    "drop": (Fault.drop(), ""),
-    "hang": (Fault.hang(), "timed out"),
-    "garbage": (Fault.garbage("<html>502 Bad Gateway</html>"), ""),
+    "drop": (Fault.drop(), "it closed the connection"),
+    "hang": (Fault.hang(), "no answer within 0.5 seconds"),
+    "garbage": (Fault.garbage("<html>502 Bad Gateway</html>"), "the answer is not JSON"),
     "another message": (Fault.garbage('{"jsonrpc": "2.0", "method": "x", "params": {}}'), ""),
     "null": (Fault.result(None), ""),
     "an empty list": (Fault.result([]), ""),
     "an empty text": (Fault.result(""), ""),
     "a number": (Fault.result(7), ""),
-    "half of the text": (
-        Fault.change(lambda result: result[: len(result) // 2] if result else result),
+    "half of it": (
+        Fault.change(lambda result: {} if isinstance(result, dict) else result[: len(result) // 2]),
         "",
     ),
 }
@@ -163,8 +166,6 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_whatever_a_node_does_is_one_sentence_and_the_next_sync_works(node, source, method, name):
     fault, says = FAULTS[name]
-    if name == "half of the text" and method in {"chain_getHeader", "state_getRuntimeVersion"}:
-        fault = Fault.change(lambda _result: {})
     node.fault = lambda asked, _params: fault if asked == method else None
     with pytest.raises(MetagraphError, match=r"^the chain cannot be read: ws:") as caught:
         source.sync()
@@ -189,13 +190,122 @@ def of_another_block(result):
     return result
 
 
-@pytest.mark.parametrize("change", [without_last_change, with_another_key, of_another_block])
+def twice(result):
+    result[0]["changes"].append(result[0]["changes"][0])
+    return result
+
+
+@pytest.mark.parametrize("change", [without_last_change, with_another_key, of_another_block, twice])
 def test_a_partial_answer_is_not_taken_for_a_smaller_subnet(node, source, change):
     node.fault = lambda method, _params: (
         Fault.change(change) if method == "state_queryStorageAt" else None
     )
-    with pytest.raises(MetagraphError, match=r"keys were asked for|the answer is for block"):
+    with pytest.raises(MetagraphError, match=r"keys were asked for|it is for block"):
         source.sync()
+
+
+def stored(item, *keys, content):
+    """A fault that gives one item of storage another content."""
+    key = "0x" + storage_key(*item, *keys).hex()
+    text = None if content is None else "0x" + content.hex()
+
+    def change(result):
+        for one in result[0]["changes"]:
+            if one[0] == key:
+                one[1] = text
+        return result
+
+    return lambda method, _params: (
+        Fault.change(change) if method == "state_queryStorageAt" else None
+    )
+
+
+NETUID = unsigned(99, 16)
+REVEALED = ("Commitments", "RevealedCommitments"), NETUID, account(HOTKEYS[4])
+SIZE = ("SubtensorModule", "SubnetworkN"), NETUID
+IS_THERE = ("SubtensorModule", "NetworksAdded"), NETUID
+
+
+@pytest.mark.parametrize(
+    ("item", "content", "says"),
+    [
+        ((("Timestamp", "Now"),), None, "Timestamp.Now is absent"),
+        ((("Timestamp", "Now"),), b"\x01" * 4, "Timestamp.Now is not what it was: 8 bytes"),
+        (IS_THERE, None, "netuid 99 does not exist"),
+        (IS_THERE, b"\x00", "netuid 99 does not exist"),
+        (IS_THERE, b"\x02", "2 is neither true nor false"),
+        (IS_THERE, b"", "1 bytes are announced and 0 are there"),
+        (SIZE, None, "SubnetworkN is absent"),
+        (SIZE, unsigned(13, 16), "has 13 neurons, the answer 12, 12, 12"),
+        (SIZE, unsigned(12, 32), "SubnetworkN is not what it was: 2 bytes too many"),
+        (REVEALED, b"", f"RevealedCommitments of {HOTKEYS[4]} is not what it was"),
+        (REVEALED, compact(2**30 - 1) + bytes(99), "1073741823 items are announced"),
+        (REVEALED, vector([blob(b"x") + unsigned(3, 64)]) + b"\x00", "1 bytes too many"),
+        # A runtime with blocks of 32 bits, say.
+        (REVEALED, vector([blob(b"x") + unsigned(3, 32)]), "8 bytes are announced and 4 are there"),
+        (REVEALED, vector([blob(b"x") + unsigned(4, 64)]), "block 4, after the newest block 3"),
+    ],
+)
+def test_storage_that_is_not_what_it_was_fails_the_sync(node, source, item, content, says):
+    node.fault = stored(*item, content=content)
+    with pytest.raises(MetagraphError, match=says):
+        source.sync()
+    node.fault = lambda _method, _params: None
+    assert len(source.sync().neurons) == len(HOTKEYS)
+
+
+def test_no_commitments_and_an_empty_list_of_them_are_the_same(node, source):
+    node.fault = stored(*REVEALED, content=b"\x00")
+    assert source.sync().neurons[4].revealed == ()
+
+
+@pytest.mark.parametrize("change", ["inserted", "removed", "appended"])
+def test_a_field_that_a_runtime_adds_never_passes_for_the_stakes(chain, node, source, change):
+    zeros = vector(compact(0) for _ in HOTKEYS)
+    state, history = chain.subnet_state(), vector([zeros])
+    before = state[: -len(history + vector(compact(one.stake_rao) for one in chain.neurons))]
+    tail = state[len(before) :]
+    state = {
+        "inserted": before + zeros + tail,
+        "removed": before[: -len(zeros)] + tail,
+        "appended": state + zeros,
+    }[change]
+    node.fault = lambda method, _params: (
+        Fault.result("0x" + option(state).hex()) if method == "state_call" else None
+    )
+    if change == "appended":
+        assert source.sync().neurons[3].stake_rao == 5003 * 10**9
+        return
+    with pytest.raises(MetagraphError, match=r"get_subnet_state is not what it was|has 12 neurons"):
+        source.sync()
+
+
+@pytest.mark.parametrize(("spec_version", "size"), [(425, 9026), (218, 9026), (218, 9024)])
+def test_the_two_forms_of_a_state_are_told_apart_whatever_its_length(nodes, spec_version, size):
+    # 9024 bytes behind their number are 9026, which begin with 01 8d; so does an option of a state
+    # of netuid 99.
+    chain = SimulatedChain(spec_version=spec_version)
+    hotkeys = [hotkey_of(bytes([uid + 1]) * 32) for uid in range(120)]
+    chain.register(hotkeys[0], 5000)
+    for hotkey in hotkeys[1:]:
+        chain.register(hotkey)
+        if len(chain.subnet_state()) + 100 > size:
+            break
+    missing = size - (len(chain.subnet_state()) + (1 if spec_version == 425 else 2))
+    for hotkey in hotkeys[1 : missing + 1]:
+        chain.set_stake(hotkey, 64e-9)
+    chain.mine()
+    with SimulatedNode(chain) as node:
+        answers = []
+        node.fault = lambda method, _params: (
+            Fault.change(lambda answer: answers.append(answer) or answer)
+            if method == "state_call"
+            else None
+        )
+        state = nodes(node.url).sync()
+    assert len(answers[0]) == 2 + 2 * size
+    assert len(state.neurons) == len(chain.neurons)
+    assert (state.neurons[0].stake_rao, state.neurons[1].stake_rao) == (5000 * 10**9, 64)
 
 
 def lying(chain, **changes):
@@ -209,7 +319,7 @@ def lying(chain, **changes):
     ("make", "says"),
     [
         (lambda chain: chain.neurons.pop(), "has 12 neurons, the answer 11, 11, 11"),
-        (lambda chain: setattr(chain, "netuid", 98), "asked about 99, answered 98"),
+        (lambda chain: setattr(chain, "netuid", 98), "asked about netuid 99, it answered about 98"),
         (lambda chain: chain.register(HOTKEYS[0], uid=3), "a hotkey has two uids"),
         (lambda chain: chain.set_stake(HOTKEYS[0], 4.7e9), "sum to 2"),
         (lambda chain: [chain.set_stake(key, 1) for key in HOTKEYS], "no neuron has MIN_VALIDATOR"),
@@ -274,6 +384,17 @@ def test_a_node_that_went_away_and_came_back_needs_no_restart(node, source):
         source.sync()
     node.listen()
     assert source.sync().block == 3
+
+
+def test_a_node_that_is_not_believed_is_connected_to_anew(chain, node, source):
+    # Behind its address there may be many.
+    source.sync()
+    node.fault = stored(*IS_THERE, content=None)
+    with pytest.raises(MetagraphError):
+        source.sync()
+    node.fault = lambda _method, _params: None
+    source.sync()
+    assert node.calls.count("state_getMetadata") == 2
 
 
 def test_a_node_that_chats_for_ever_does_not_hold_us_for_ever(node, nodes):
