@@ -53,10 +53,14 @@ class Parameters:
 class PipelineSettings(BaseSettings):
     """Settings of the chain, the scoring and the runs; each is an environment variable."""
 
-    model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True)
+    # A node's address may hold a password or a key, as do those of the services.
+    model_config = SettingsConfigDict(
+        env_prefix="", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     chain_source: str = Field(
         "",
+        repr=False,
         description="Where the metagraph comes from: `wss://` or `ws://` addresses of Subtensor "
         "nodes, tried in turn, with commas between them; or the path of a metagraph file.",
     )

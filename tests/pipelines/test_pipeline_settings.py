@@ -97,6 +97,13 @@ def test_secrets_are_not_shown():
     assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
+def test_an_address_with_a_key_is_not_shown():
+    assert "hidden" not in repr(PipelineSettings(chain_source="wss://node/?key=hidden"))
+    with pytest.raises(ValidationError) as caught:
+        PipelineSettings(chain_source="wss://me:hidden@node,http://node")
+    assert "hidden" not in str(caught.value)
+
+
 def test_settings_do_not_change_after_they_were_read():
     with pytest.raises(ValidationError, match="frozen"):
         PipelineSettings().netuid = 1
