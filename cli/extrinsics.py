@@ -8,13 +8,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from substrateinterface import ExtrinsicReceipt, Keypair, SubstrateInterface
+from substrateinterface import Keypair, SubstrateInterface
 from substrateinterface.exceptions import SubstrateRequestException
 
 # Blocks for which the signature is good. After them a lost extrinsic can no longer come back.
 ERA_BLOCKS = 16
 # States from which a node says nothing more, and the extrinsic may or may not be in a block.
 LAST_STATES = frozenset({"invalid", "dropped", "usurped", "finalityTimeout"})
+# Error codes by which a node says that it has not taken it: bad, unknown, of too low a priority, no
+# room, no such method. Any other may be a gateway's, which may have handed it on all the same; 1012
+# and 1013 say that somebody already did.
+REFUSALS = frozenset({1002, 1010, 1011, 1014, 1015, 1016, -32600, -32601, -32602})
 ANSWER_CHARACTERS_MAX = 300
 
 
@@ -66,14 +70,22 @@ def sign(
     try:
         call = substrate.compose_call("SubtensorModule", function, arguments)
         # Counted from a final block: the birth of the era must not be replaced by another block.
-        birth = substrate.get_block_number(substrate.get_chain_finalised_head())
+        birth = _final_block(substrate)
         signed = substrate.create_signed_extrinsic(
             call=call, keypair=keypair, nonce=nonce, era={"period": ERA_BLOCKS, "current": birth}
         )
-        extrinsic_hash = "0x" + signed.extrinsic_hash.hex()
+        return Extrinsic(signed, "0x" + signed.extrinsic_hash.hex(), birth + ERA_BLOCKS)
     except Exception as error:
         raise NotSentError(f"the call {function} cannot be made: {_reason(error)}") from error
-    return Extrinsic(signed, extrinsic_hash, birth + ERA_BLOCKS)
+
+
+def _final_block(substrate: SubstrateInterface) -> int:
+    """Return the number of the newest final block."""
+    block_hash = substrate.get_chain_finalised_head()
+    if not block_hash:
+        # The library would go on with the newest block.
+        raise ValueError("the node names no final block")
+    return int(substrate.get_block_number(block_hash))
 
 
 def submit(
@@ -110,7 +122,8 @@ def submit(
     except UnknownOutcomeError:
         raise
     except SubstrateRequestException as error:
-        raise RefusedError(_rpc_error(error)) from error
+        kind = RefusedError if _code(error) in REFUSALS else UnknownOutcomeError
+        raise kind(_rpc_error(error)) from error
     # A drop or a hang is whatever the socket, the JSON or the library raise on it.
     except Exception as error:
         raise UnknownOutcomeError(_reason(error)) from error
@@ -124,25 +137,46 @@ def _outcome(
         # Raw, because no library decodes every kind of extrinsic that a block may hold.
         block = substrate.rpc_request("chain_getBlock", [block_hash])["result"]["block"]
         index = block["extrinsics"].index(str(extrinsic.signed.data))
-        receipt = ExtrinsicReceipt(
-            substrate,
-            extrinsic_hash=extrinsic.hash,
-            block_hash=block_hash,
-            extrinsic_idx=index,
-        )
-        is_success: bool | None = receipt.is_success
-        refusal: dict[str, Any] | None = None if is_success else receipt.error_message
         number = int(block["header"]["number"], 16)
+        ends = [
+            event.value
+            for event in substrate.get_events(block_hash)
+            if event.extrinsic_idx == index
+            and event.value["module_id"] == "System"
+            and event.value["event_id"] in {"ExtrinsicSuccess", "ExtrinsicFailed"}
+        ]
+        (end,) = ends
+        is_success = end["event_id"] == "ExtrinsicSuccess"
+        name = None if is_success else _error_name(substrate, end["attributes"]["dispatch_error"])
     except Exception as error:
         raise UnknownOutcomeError(
-            f"it is in block {block_hash}, which cannot be read: {_reason(error)}"
+            f"the node says that block {block_hash} has it, but not what became of it: "
+            f"{_reason(error)}"
         ) from error
-    if is_success is None:
-        raise UnknownOutcomeError(
-            f"it is in block {block_hash}, which does not say what became of it"
-        )
-    name = None if is_success else str((refusal or {}).get("name") or "an error without a name")
     return Included(number, block_hash, name, is_final)
+
+
+def _error_name(substrate: SubstrateInterface, error: Any) -> str:
+    """Return the name of a DispatchError; of a pallet's by its index, not by its place in a list.
+
+    The library's receipt counts places, and they differ where a pallet has dropped an error.
+    """
+    if not isinstance(error, dict) or "Module" not in error:
+        return str(error)
+    pallet_index, code = error["Module"]["index"], error["Module"]["error"]
+    # Four bytes, of which the first is the error's index.
+    error_index = int(code[2:4], 16) if isinstance(code, str) else int(code)
+    for pallet in substrate.metadata.pallets:
+        if pallet.value["index"] == pallet_index:
+            for one in pallet.errors or ():
+                if one.value["index"] == error_index:
+                    return str(one.value["name"])
+    return f"error {error_index} of pallet {pallet_index}"
+
+
+def _code(error: SubstrateRequestException) -> Any:
+    said = error.args[0] if error.args else None
+    return said.get("code") if isinstance(said, dict) else None
 
 
 def _rpc_error(error: SubstrateRequestException) -> str:
