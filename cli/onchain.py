@@ -68,6 +68,7 @@ def read(node: Node, netuid: int, uid: int, own_hotkey: str) -> tuple[ChainFacts
         block=block,
         has_subnet=has_subnet,
         hotkey_at_uid=None if key == ZERO_HOTKEY else key,
+        is_owners=_is_owners(node, block_hash, netuid, key),
         own_uid=own,
         has_permit=is_known and permits[own],
         last_update=updates[own] if is_known else 0,
@@ -85,6 +86,22 @@ def weights(node: Node, block_hash: str, netuid: int, uid: int) -> tuple[tuple[i
     """Return the weights that a validator has on chain at a block: uid and value, in order."""
     (found,) = _values(node, block_hash, [(SUBNET, "Weights", [netuid, uid])])
     return tuple((int(target), int(value)) for target, value in found)
+
+
+def _is_owners(node: Node, block_hash: str, netuid: int, hotkey: str) -> bool:
+    """Tell whether a hotkey is one of the subnet owner's, as the chain's emission sees it."""
+    owners_hotkey, owners_coldkey, coldkey = _values(
+        node,
+        block_hash,
+        [
+            (SUBNET, "SubnetOwnerHotkey", [netuid]),
+            (SUBNET, "SubnetOwner", [netuid]),
+            (SUBNET, "Owner", [hotkey]),
+        ],
+    )
+    # Nobody's key is what the chain says where it knows none, of either side.
+    pairs = ((hotkey, owners_hotkey), (coldkey, owners_coldkey))
+    return any(one == owners and one != ZERO_HOTKEY for one, owners in pairs)
 
 
 def _schedule(node: Node, block_hash: str, block: int, netuid: int) -> EpochSchedule:

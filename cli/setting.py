@@ -69,6 +69,8 @@ class ChainFacts:
     """What the chain says at one block about the subnet, the chosen uid and our own hotkey.
 
     `hotkey_at_uid` is None for an empty uid, `own_uid` for a hotkey that is not registered.
+    `is_owners`: the uid's hotkey is one of the subnet owner's, whose share of the emission the
+    chain burns; that is what makes weight at uid 0 a burn.
     `last_update` is the block in which our weights were set or committed last, 0 for never.
     `weights` are ours as they are now: pairs of uid and value.
     """
@@ -76,6 +78,7 @@ class ChainFacts:
     block: int
     has_subnet: bool
     hotkey_at_uid: str | None
+    is_owners: bool
     own_uid: int | None
     has_permit: bool
     last_update: int
@@ -130,6 +133,11 @@ def refuse_doubts(choice: Choice, facts: ChainFacts, own_hotkey: str, limits: Li
         raise DoubtError(
             f"the API names {choice.hotkey} at uid {choice.uid}, but on chain that uid belongs to "
             f"{facts.hotkey_at_uid}"
+        )
+    if choice.hotkey is None and not facts.is_owners:
+        raise DoubtError(
+            f"the API says burn, but uid {choice.uid} belongs to {facts.hotkey_at_uid}, which is "
+            "no hotkey of the subnet's owner: weight there would pay it, and burn nothing"
         )
     if facts.own_uid is None:
         raise DoubtError(f"our hotkey {own_hotkey} is not registered in subnet {limits.netuid}")

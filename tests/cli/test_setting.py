@@ -61,6 +61,7 @@ def facts(**changes: object) -> ChainFacts:
             block=5_010,
             has_subnet=True,
             hotkey_at_uid=hotkey("winner"),
+            is_owners=False,
             own_uid=3,
             has_permit=True,
             last_update=4_000,
@@ -196,8 +197,8 @@ def test_an_unknown_reason_never_burns():
 
 def test_a_chain_that_bears_the_choice_out_is_no_doubt():
     refuse_doubts(WON, facts(), hotkey("own"), LIMITS)
-    # Who holds uid 0 is nobody's business in a burn, as long as somebody does.
-    refuse_doubts(BURNT, facts(hotkey_at_uid=hotkey("owner")), hotkey("own"), BURNING)
+    owned = facts(hotkey_at_uid=hotkey("owner"), is_owners=True)
+    refuse_doubts(BURNT, owned, hotkey("own"), BURNING)
     # Never set, and just allowed again.
     refuse_doubts(WON, facts(last_update=0, rate_limit_blocks=10**6), hotkey("own"), LIMITS)
     refuse_doubts(WON, facts(last_update=4_911), hotkey("own"), LIMITS)
@@ -226,6 +227,11 @@ def test_a_chain_that_says_otherwise_stops_everything(name):
     changes, said = DOUBTS[name]
     with pytest.raises(DoubtError, match=said):
         refuse_doubts(WON, facts(**changes), hotkey("own"), LIMITS)
+
+
+def test_weight_at_a_uid_that_is_not_the_owners_would_burn_nothing():
+    with pytest.raises(DoubtError, match=rf"belongs to {hotkey('miner')}, which is no hotkey of"):
+        refuse_doubts(BURNT, facts(hotkey_at_uid=hotkey("miner")), hotkey("own"), BURNING)
 
 
 def test_a_burn_to_an_empty_uid_0_is_refused():

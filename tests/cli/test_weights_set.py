@@ -37,7 +37,8 @@ def chain():
     """A chain on which `own` (uid 3) has set `other` (uid 2) long ago, and `winner` is uid 1."""
     chain = WeightsChain()
     for name in ("owner", "winner", "other"):
-        chain.register(hotkey(name))
+        chain.register(hotkey(name), coldkey=hotkey(f"{name}'s coldkey"))
+    chain.owner = hotkey("owner's coldkey")
     chain.register(OWN, 10_000, permit=True)
     chain.weights[OWN_UID] = list(BEFORE)
     chain.mine(4)
@@ -278,8 +279,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("method", READS)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *((method, kind) for method in READS for kind in ("drop", "null")),
+        *(("chain_getFinalizedHead", kind) for kind in ("hang", "error", "garbage")),
+        *(("state_queryStorageAt", kind) for kind in ("hang", "error", "garbage")),
+    ],
+)
 def test_a_node_that_fails_before_the_sending_gets_nothing(setting, node, method, kind):
     node.fault = lambda asked, _: FAULTS[kind] if asked == method else None
     result = setting("--timeout", 0.3)
@@ -314,7 +321,19 @@ def test_a_burn_is_sent_only_with_leave_for_its_reason(setting, api, node, reaso
     assert node.chain.weights[OWN_UID] == [(0, 65_535)]
 
 
-@pytest.mark.parametrize("error", [*ERRORS, "BadOrigin"])
+def test_a_burn_needs_uid_0_to_be_the_subnet_owners(setting, api, node):
+    api.document = burn("no_rank")
+    node.chain.owner = None
+    node.chain.mine()
+    said = f"uid 0 belongs to {hotkey('owner')}, which is no hotkey of the subnet's owner"
+    assert_kept(setting("--allow-burn", "no_rank"), node, said)
+    node.chain.owner_hotkey = hotkey("owner")
+    node.chain.mine()
+    assert setting("--allow-burn", "no_rank")[0] == 0
+    assert node.chain.weights[OWN_UID] == [(0, 65_535)]
+
+
+@pytest.mark.parametrize("error", [*list(ERRORS)[::2], "BadOrigin"])
 def test_what_the_chain_refuses_is_told_by_its_name(setting, node, error):
     node.chain.error = error
     code, out, err = setting()
@@ -420,6 +439,15 @@ def test_what_was_not_seen_is_not_called_success(setting, node, name):
     assert err.startswith("Error: The outcome is unknown: the extrinsic 0x")
     assert said in err
     assert "can be in a block before 18 and only once" in err
+
+
+@pytest.mark.parametrize("kind", ["drop", "hang", "garbage"])
+def test_a_submission_that_is_not_answered_is_not_called_a_failure(setting, node, kind):
+    node.fault = lambda method, _: FAULTS[kind] if method.startswith("author_") else None
+    code, out, err = setting("--wait", 0.4)
+    assert (code, out) == (4, "")
+    assert "unknown" in err
+    assert len(submissions(node)) == 1
 
 
 def test_states_without_end_end(setting, node):

@@ -8,7 +8,7 @@ import json
 
 import sr25519
 
-from cli.simulated.chain import SimulatedChain
+from cli.simulated.chain import SimulatedChain, account
 from cli.simulated.node import RpcError, SimulatedNode
 from cli.simulated.scale import unsigned, vector
 from pipelines.scale import ScaleReader
@@ -69,7 +69,8 @@ class Taken:
 class WeightsChain(SimulatedChain):
     """Takes `set_weights` and `commit_timelocked_weights` by the pallet's own rules.
 
-    `error` is what the next extrinsics fail with, whatever they say.
+    `error` is what the next extrinsics fail with, whatever they say; `mangle` is done to weights
+    that are taken; `owner` and `owner_hotkey` are the subnet owner's keys, None for unknown.
     """
 
     def __init__(self, **values):
@@ -77,6 +78,7 @@ class WeightsChain(SimulatedChain):
         self.timelocked_commits, self.pool, self.bodies = [], [], {}
         self.version_key, self.rate_limit, self.commit_version = 0, 100, 4
         self.has_commit_reveal, self.error, self.mangle = False, None, None
+        self.owner, self.owner_hotkey = None, None
         self._records = []
         super().__init__(**values)
 
@@ -154,10 +156,17 @@ class WeightsChain(SimulatedChain):
             "BlocksSinceLastStep": unsigned(self.number % 361, 64),
             "LastUpdate": vector(unsigned(self.last_updates.get(uid, 0), 64) for uid in uids),
         }
+        if self.owner:
+            plain["SubnetOwner"] = account(self.owner)
+        if self.owner_hotkey:
+            plain["SubnetOwnerHotkey"] = account(self.owner_hotkey)
         stored = super()._storage()
         stored |= {
             runtime.storage_key(subnet, item, netuid): value for item, value in plain.items()
         }
+        for one in self.neurons:
+            if any(one.hotkey):
+                stored[runtime.storage_key(subnet, "Owner", one.hotkey)] = one.coldkey
         for uid, pairs in self.weights.items():
             value = vector(unsigned(one, 16) + unsigned(weight, 16) for one, weight in pairs)
             stored[runtime.storage_key(subnet, "Weights", netuid, unsigned(uid, 16))] = value

@@ -142,6 +142,8 @@ ITEMS = {
         "SubnetEpochIndex": by_netuid("u64", unsigned(0, 64)),
         "LastEpochBlock": by_netuid("u64", unsigned(0, 64)),
         "PendingEpochAt": by_netuid("u64", unsigned(0, 64)),
+        "SubnetOwner": by_netuid(ACCOUNT, bytes(32)),
+        "SubnetOwnerHotkey": by_netuid(ACCOUNT, bytes(32)),
         "BlocksSinceLastStep": by_netuid("u64", unsigned(0, 64)),
     },
 }  # fmt: skip
