@@ -383,7 +383,7 @@ def test_an_error_that_does_not_say_no_is_no_refusal(setting, node, code, messag
 
 
 def test_with_commit_reveal_the_weights_go_out_sealed(setting, node):
-    node.chain.has_commit_reveal = True
+    node.chain.has_commit_reveal, node.chain.commit_version = True, 5
     node.chain.mine()
     before = datetime.now(UTC)
     code, out, err = setting("--json")
@@ -451,8 +451,9 @@ def test_a_submission_that_is_not_answered_is_not_called_a_failure(setting, node
 
 
 def test_states_without_end_end(setting, node):
-    node.story = ("ready",) * 5_000
+    node.story = ("ready", "pause") * 100
     assert setting("--wait", 0.3)[0] == 4
+    assert 0 < len(node.told) < 100
 
 
 def test_a_block_that_was_replaced_is_waited_out(setting, node):
@@ -507,6 +508,16 @@ def test_after_a_loss_it_may_be_run_again_and_applies_once(setting, node):
     code, _, err = setting()
     assert code == 3
     assert "too soon" in err
+
+
+def test_what_the_hotkey_did_before_is_counted(setting, node):
+    node.chain.nonces[keypair("own").public_key] = 5
+    node.chain.mine()
+    assert setting()[0] == 0
+    assert node.chain.nonces[keypair("own").public_key] == 6
+    node.chain.mine(100)
+    assert setting()[0] == 0
+    assert node.chain.nonces[keypair("own").public_key] == 7
 
 
 def test_no_output_has_the_key_in_it(setting, node, key):

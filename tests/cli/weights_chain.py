@@ -3,6 +3,7 @@
 Nothing of the client's library is used for it: what is taken must be right by the chain's rules.
 """
 
+import asyncio
 import hashlib
 import json
 
@@ -17,6 +18,7 @@ from warehouse.hotkeys import hotkey_of
 
 TX_VERSION = 1
 FINAL_LAG = 2
+PAUSE_SECONDS = 0.1
 # Of a version that no library decodes, before ours in every block.
 INHERENT = "0x0c05ffff"
 
@@ -86,7 +88,7 @@ class WeightsChain(SimulatedChain):
         """Mine blocks; what is queued goes into the first of them."""
         for _ in range(count):
             taken, self.pool = self.pool, []
-            self._records = []
+            self._records = [runtime.event_record(0)] if taken else []
             for index, one in enumerate(taken, start=1):
                 self.nonces[one.signer] = one.nonce + 1
                 self._records.append(runtime.event_record(index, self._dispatched(one)))
@@ -170,6 +172,8 @@ class WeightsChain(SimulatedChain):
         for uid, pairs in self.weights.items():
             value = vector(unsigned(one, 16) + unsigned(weight, 16) for one, weight in pairs)
             stored[runtime.storage_key(subnet, "Weights", netuid, unsigned(uid, 16))] = value
+        version = runtime.storage_key(subnet, "CommitRevealWeightsVersion")
+        stored[version] = unsigned(self.commit_version, 16)
         for signer, nonce in self.nonces.items():
             stored[runtime.storage_key("System", "Account", signer)] = runtime.account_info(nonce)
         stored[runtime.storage_key("System", "Events")] = vector(self._records)
@@ -179,14 +183,15 @@ class WeightsChain(SimulatedChain):
 class WeightsNode(SimulatedNode):
     """Its node. `story` is what follows a submission that was answered, in these words.
 
-    `mine` mines a block, `final` makes it final, `drop` ends the connection, any other word is a
-    state that is sent (with the block's hash where it belongs). Without an end it just falls still.
+    `mine` mines a block, `final` makes it final, `drop` ends the connection, `pause` takes a
+    moment; any other word is a state that is sent (with the block's hash where it belongs) and then
+    in `told`. Without an end it just falls still.
     """
 
     def __init__(self, chain, story=("ready", "mine", "inBlock", "final", "finalized")):
         super().__init__(chain)
         self.story = story
-        self.subscriptions = 0
+        self.subscriptions, self.told = 0, []
 
     def _result(self, method, params):
         chain = self.chain
@@ -222,6 +227,8 @@ class WeightsNode(SimulatedNode):
                 return False
             if word == "mine":
                 self.chain.mine()
+            elif word == "pause":
+                await asyncio.sleep(PAUSE_SECONDS)
             elif word == "final":
                 self.chain.mine(FINAL_LAG)
             else:
@@ -238,3 +245,4 @@ class WeightsNode(SimulatedNode):
         params = {"subscription": f"subscription{self.subscriptions}", "result": result}
         update = {"jsonrpc": "2.0", "method": "author_extrinsicUpdate", "params": params}
         await connection.send(json.dumps(update))
+        self.told.append(word)
