@@ -22,6 +22,8 @@ SUBCOMMANDS = {
     "tasks": ["announce"],
     "blacklist": ["add", "remove", "list"],
     "dagster": ["code-server", "webserver", "daemon"],
+    "weights": ["set"],
+    "miners": ["check"],
 }
 CALLS = [
     *([name] for name in COMMANDS),
