@@ -9,10 +9,9 @@ import click
 from cli.failures import one_line, read_settings
 from cli.options import json_option, print_json, table
 from pipelines import metagraph as chain
+from pipelines.chain_snapshots import ChainSnapshots, Synced
 from pipelines.judging import NO_FACTS, facts_in, revealed_in
 from pipelines.metagraph import MetagraphError
-from pipelines.resources import snapshots
-from pipelines.snapshots import Synced
 from pipelines.validation import RuleOutcome, rules
 from warehouse.backends import open_kept_log
 from warehouse.hotkeys import is_hotkey
@@ -40,7 +39,7 @@ def check(*, hotkey: str, is_json: bool) -> None:
     with one_line(LogError, MetagraphError, OSError):
         if not is_hotkey(hotkey):
             raise MetagraphError(f"{hotkey} is not an SS58 address of prefix 42")
-        synced = snapshots(settings).newest()
+        synced = ChainSnapshots(settings).newest()
         if synced is None:
             raise MetagraphError("the chain was never read: run `leoma materialize` first")
         log = open_kept_log(settings)

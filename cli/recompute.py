@@ -7,10 +7,10 @@ import click
 
 from cli.failures import one_line, read_settings
 from cli.options import json_option, print_json
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from pipelines.recompute import Recomputed
 from pipelines.recompute import recompute as recomputed
-from pipelines.resources import snapshots
 from warehouse.backends import open_kept_log
 from warehouse.generation import GenerationError, Generations
 from warehouse.log import LogError
@@ -59,6 +59,6 @@ def _recomputed(settings: WarehouseSettings, snapshot_id: str | None) -> Recompu
             def on_progress(done: int, total: int) -> None:
                 bar.update(1_000 * done // max(1, total) - bar.pos)
 
-            return recomputed(generation, log, snapshots(settings), on_progress)
+            return recomputed(generation, log, ChainSnapshots(settings), on_progress)
     finally:
         log.close()

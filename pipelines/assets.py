@@ -20,10 +20,10 @@ import polars as pl
 from pipelines import checks, ranking, scoring, weighting
 from pipelines import metagraph as chain
 from pipelines import votes as voting
+from pipelines.chain_snapshots import Synced
 from pipelines.frames import conform
 from pipelines.metagraph import MetagraphError
 from pipelines.resources import Stores, asset
-from pipelines.snapshots import Synced
 from pipelines.syncing import about, chain_snapshot
 from warehouse import export, tables
 from warehouse.archive import Manifest

@@ -14,9 +14,9 @@ import polars as pl
 from pipelines import metagraph as chain
 from pipelines import ranking, scoring, weighting
 from pipelines import votes as voting
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import conform
 from pipelines.settings import Parameters
-from pipelines.snapshots import Snapshots
 from warehouse.export import newest_versions, vote_rows
 from warehouse.generation import Generation, GenerationError, open_generation, tables_sha256
 from warehouse.log import LogReader
@@ -43,7 +43,7 @@ class Recomputed:
 def recompute(
     generation: Generation,
     log: LogReader,
-    snapshots: Snapshots,
+    snapshots: ChainSnapshots,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Recomputed:
     """Compute a generation's tables anew and compare them, rows and digest.

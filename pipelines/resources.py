@@ -8,8 +8,8 @@ from typing import Any
 
 import dagster as dg
 
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.settings import PipelineSettings
-from pipelines.snapshots import Snapshots
 from pipelines.sources import ChainSource, chain_source
 from warehouse.archive import Archive
 from warehouse.backends import open_kept_log
@@ -29,7 +29,7 @@ class Stores:
     settings: PipelineSettings
     warehouse: WarehouseSettings
     chain: ChainSource
-    snapshots: Snapshots
+    snapshots: ChainSnapshots
     log: LogKeeper
     archive: Archive
     generations: Generations
@@ -53,7 +53,7 @@ def stores_resource(
                 settings,
                 warehouse,
                 chain,
-                snapshots(warehouse),
+                ChainSnapshots(warehouse),
                 log,
                 Archive(warehouse),
                 Generations(warehouse),
@@ -66,11 +66,6 @@ def stores_resource(
                 gc.enable()
 
     return stores
-
-
-def snapshots(warehouse: WarehouseSettings) -> Snapshots:
-    """Return the chain snapshots of a warehouse; nothing is read yet."""
-    return Snapshots(warehouse.warehouse_path / "snapshots", warehouse.publish_lock_seconds_max)
 
 
 class RunMemory(dg.IOManager):

@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from pipelines.chain_snapshots import Synced
 from pipelines.chutes import Chutes
 from pipelines.evidence import Evidence, Tally, gather
 from pipelines.huggingface import HuggingFace
@@ -22,7 +23,6 @@ from pipelines.metagraph import Metagraph, MetagraphError
 from pipelines.neurons import ChainState
 from pipelines.resources import Stores, asset
 from pipelines.settings import PipelineSettings
-from pipelines.snapshots import Synced
 
 StoresParam = dg.ResourceParam[Stores]
 

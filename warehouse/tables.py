@@ -103,6 +103,16 @@ VALIDATORS = Table(
     ),
 )
 
+# Why a miner is not valid, and what is known of its model; in both tables about miners.
+VERDICT = (
+    _text("invalid_reason", "why not", nullable=True),
+    _text("model_name", "as committed", nullable=True),
+    _text("model_revision", "as committed", nullable=True),
+    _text("model_hash", "sha256 over its weight files' hashes", nullable=True),
+    _text("chute_id", "as committed", nullable=True),
+    _text("chute_slug", "as Chutes names it", nullable=True),
+)
+
 MINERS = Table(
     "miners",
     "Miners of the metagraph snapshot, valid and invalid.",
@@ -113,12 +123,7 @@ MINERS = Table(
         _text("hotkey", "SS58 address"),
         _int("block", "block of its commitment", nullable=True),
         _bool("is_valid", "it passed validation and is not blacklisted"),
-        _text("invalid_reason", "why not", nullable=True),
-        _text("model_name", "as committed", nullable=True),
-        _text("model_revision", "as committed", nullable=True),
-        _text("model_hash", "sha256 over its weight files' hashes", nullable=True),
-        _text("chute_id", "as committed", nullable=True),
-        _text("chute_slug", "as Chutes names it", nullable=True),
+        *VERDICT,
         _int("last_validated_at_ms", "when its validity was last established", nullable=True),
     ),
 )
@@ -143,12 +148,7 @@ NEURONS = Table(
         _text("revealed", "revealed commitments as JSON [[block, hex]], in order", nullable=True),
         _int("commit_block", "block of the newest commitment", nullable=True),
         Column("is_valid", Kind.BOOL, "before blacklist and duplicates", is_nullable=True),
-        _text("invalid_reason", "why not", nullable=True),
-        _text("model_name", "as committed", nullable=True),
-        _text("model_revision", "as committed", nullable=True),
-        _text("model_hash", "sha256 over its weight files' hashes", nullable=True),
-        _text("chute_id", "as committed", nullable=True),
-        _text("chute_slug", "as Chutes names it", nullable=True),
+        *VERDICT,
         _text("chute_fact", "the last definite answer of Chutes, as JSON", nullable=True),
         _text("model_fact", "the last definite answer of Hugging Face, as JSON", nullable=True),
         _int("last_validated_at_ms", "when all that was needed was known", nullable=True),

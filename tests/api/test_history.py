@@ -3,8 +3,9 @@
 import pytest
 
 from api.settings import ApiSettings
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.keeping import drop_archived
-from pipelines.resources import Stores, snapshots
+from pipelines.resources import Stores
 from pipelines.run import keep, materialize
 from pipelines.settings import PipelineSettings
 from pipelines.sources import chain_source
@@ -99,7 +100,7 @@ def test_the_log_keeps_what_readers_would_not_find_in_the_archive(
         # Everything is older than the day after tomorrow.
         warehouse_settings.model_copy(update={"log_retention_days": -2}),
         chain_source(settings),
-        snapshots(warehouse_settings),
+        ChainSnapshots(warehouse_settings),
         keeper,
         Archive(warehouse_settings),
         Generations(warehouse_settings),

@@ -20,11 +20,12 @@ from substrateinterface import Keypair
 from cli.simulated.chain import SimulatedChain
 from cli.simulated.node import SimulatedNode
 from pipelines.chain import ChainNodes
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.evidence import Facts
 from pipelines.judging import judged
 from pipelines.settings import PipelineSettings
-from pipelines.snapshots import Snapshots
 from pipelines.validation import ChuteFact, ModelFact
+from warehouse.settings import WarehouseSettings
 
 NEURONS = 256
 REVISION = "a" * 40
@@ -66,7 +67,7 @@ def measure(url, syncs, directory):
     now_ms = time.time_ns() // 1_000_000
     known = {hotkey: facts(uid, hotkey, now_ms) for uid, hotkey in enumerate(hotkeys())}
     settings = PipelineSettings(chain_source=url, chain_block_age_seconds_max=86_400)
-    snapshots = Snapshots(directory, 10)
+    snapshots = ChainSnapshots(WarehouseSettings(leoma_home=directory))
     process, seconds = psutil.Process(), []
     before = None
     with contextlib.closing(ChainNodes(settings)) as source:
@@ -87,7 +88,7 @@ def measure(url, syncs, directory):
         "seconds": seconds[1:],
         "before": before,
         "after": after,
-        "snapshot_bytes": (directory / kept.name).stat().st_size,
+        "snapshot_bytes": (snapshots.directory / kept.name).stat().st_size,
     }
 
 
@@ -112,7 +113,7 @@ def main():
     ):
         try:
             url = node.stdout.readline().strip()
-            measured = measure(url, int(sys.argv[1]), Path(directory) / "snapshots")
+            measured = measure(url, int(sys.argv[1]), Path(directory))
             print(json.dumps(measured))  # noqa: T201 - what its parent reads
         finally:
             node.stdin.close()

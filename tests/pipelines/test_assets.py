@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 from dagster import build_sensor_context
 
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.definitions import build_definitions
 from pipelines.jobs import KEEP, MATERIALIZE, SYNC, TABLES
 from pipelines.keeping import drop_archived
-from pipelines.resources import Stores, snapshots, stores_resource
+from pipelines.resources import Stores, stores_resource
 from pipelines.run import MaterializationError, keep, materialize
 from pipelines.settings import PipelineSettings
 from pipelines.sources import chain_source
@@ -79,7 +80,7 @@ class Subnet:
             return connection.execute(sql).fetchall()
 
     def synced(self):
-        return snapshots(self.warehouse).newest()
+        return ChainSnapshots(self.warehouse).newest()
 
     def digest(self):
         return self.ask("SELECT tables_sha256 FROM generation")[0][0]
@@ -315,7 +316,7 @@ def test_the_sensor_asks_once_for_what_is_new(subnet):
         assert len(evaluate(subnet, instance, grown.cursor).run_requests) == 1
         subnet.run()
         synced = subnet.synced()
-        stores_snapshots = snapshots(subnet.warehouse)
+        stores_snapshots = ChainSnapshots(subnet.warehouse)
         stores_snapshots.keep(synced.metagraph, synced.synced_at_ms + 1)
         # The same metagraph, read again: the weights are good for longer.
         assert len(evaluate(subnet, instance, grown.cursor).run_requests) == 1
@@ -401,7 +402,7 @@ def test_the_nightly_work_lets_go_only_of_what_is_old_and_archived(subnet):
         subnet.settings,
         subnet.warehouse.model_copy(update={"log_retention_days": 1}),
         chain_source(subnet.settings),
-        snapshots(subnet.warehouse),
+        ChainSnapshots(subnet.warehouse),
         log,
         Archive(subnet.warehouse),
         Generations(subnet.warehouse),

@@ -7,9 +7,9 @@ import duckdb
 import pytest
 
 from cli.main import run
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from pipelines.recompute import recompute
-from pipelines.resources import snapshots
 from pipelines.run import keep, materialize
 from pipelines.settings import PipelineSettings
 from tests.warehouse.builders import append, hotkey, request, sample, settings
@@ -64,7 +64,7 @@ class Home:
     def check(self, generation, on_progress=lambda _done, _total: None):
         log = SqliteKeeper(self.warehouse)
         try:
-            return recompute(generation, log, snapshots(self.warehouse), on_progress)
+            return recompute(generation, log, ChainSnapshots(self.warehouse), on_progress)
         finally:
             log.close()
 
@@ -170,7 +170,7 @@ def test_the_command_says_what_was_proven_or_not(home, monkeypatch, capsys):
 
 
 def test_a_snapshot_that_is_gone_is_said(home):
-    for path in snapshots(home.warehouse).directory.glob("*.parquet"):
+    for path in ChainSnapshots(home.warehouse).directory.glob("*.parquet"):
         path.unlink()
     with pytest.raises(MetagraphError, match="chain snapshot"):
         home.check(home.first)
@@ -180,6 +180,6 @@ def test_another_log_is_said(home, tmp_path):
     log = SqliteKeeper(settings(tmp_path / "other"))
     try:
         with pytest.raises(GenerationError, match="it is another or an older log"):
-            recompute(home.first, log, snapshots(home.warehouse))
+            recompute(home.first, log, ChainSnapshots(home.warehouse))
     finally:
         log.close()

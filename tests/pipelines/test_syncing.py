@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+import time
 
 import dagster as dg
 import pytest
 from substrateinterface import Keypair
 
+from api.settings import ApiSettings
 from cli.main import run
 from cli.simulated.chain import SimulatedChain
 from cli.simulated.node import Fault, SimulatedNode
 from cli.simulated.services import HttpFault, SimulatedServices
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.definitions import build_definitions
 from pipelines.jobs import SYNC
 from pipelines.recompute import recompute
-from pipelines.resources import snapshots
 from pipelines.run import MaterializationError, materialize
 from pipelines.settings import PipelineSettings
+from tests.api.servers import Server
+from tests.builders import sample_body
 from tests.warehouse.builders import request, settings
 from warehouse.generation import Generations, open_generation
 from warehouse.sqlite_keeper import SqliteKeeper
@@ -168,15 +172,53 @@ def test_a_validator_that_leaves_and_a_uid_that_changes_hands(subnet):
     assert subnet.verdicts() == {CAROL: "valid"}
 
 
+def test_whom_the_chain_no_longer_bears_out_is_refused_after_the_next_sync(subnet):
+    number = iter(range(100))
+
+    def submitted(server, name):
+        """The status of a vote about Alice's first task, once the newest generation is served."""
+        newest = Generations(subnet.warehouse).current().snapshot_id
+        deadline = time.monotonic() + 20
+        while server.http.get("/health").json()["snapshot_id"] != newest:
+            assert time.monotonic() < deadline, "the generation is not served"
+            time.sleep(0.02)
+        sample = sample_body(task_id=1, miner_hotkey=ALICE, passed=name == "validator")
+        sample["confidence"] = next(number)
+        return server.signed(name, "POST", "/samples", sample).status_code
+
+    def verdict():
+        return subnet.ask("SELECT is_passed, stake_passed_rao, stake_total_rao FROM verdicts")
+
+    subnet.run()
+    with Server(ApiSettings(snapshot_poll_seconds=0.05), subnet.warehouse) as server:
+        assert (submitted(server, "validator"), submitted(server, "poor")) == (200, 401)
+        assert server.http.get("/health").json()["metagraph_synced"] is True
+        subnet.run()
+        assert verdict() == [(True, 6000 * 10**9, 6000 * 10**9)]
+
+        subnet.chain.set_stake(VALIDATOR, 4999)
+        subnet.chain.set_stake(POOR, 7000)
+        subnet.run()
+        assert (submitted(server, "validator"), submitted(server, "poor")) == (401, 200)
+        subnet.run()
+        # The past vote of who is no longer registered counts, with no weight.
+        assert verdict() == [(False, 0, 7000 * 10**9)]
+
+        subnet.chain.set_stake(VALIDATOR, 6000)
+        subnet.chain.deregister(1)
+        subnet.run()
+        assert (submitted(server, "validator"), submitted(server, "poor")) == (200, 401)
+
+
 def test_a_chain_that_cannot_be_read_leaves_everything_as_it_is(subnet):
     published = subnet.run()
-    kept = snapshots(subnet.warehouse).newest_name()
+    kept = ChainSnapshots(subnet.warehouse).newest_name()
     for fault in (Fault.drop(), Fault.hang(), Fault.error(1, "no"), Fault.result(None)):
         subnet.node.fault = lambda _method, _params, fault=fault: fault
         with pytest.raises(MaterializationError, match="the chain cannot be read"):
             subnet.run()
     assert Generations(subnet.warehouse).current().snapshot_id == published.snapshot_id
-    assert snapshots(subnet.warehouse).newest_name() == kept
+    assert ChainSnapshots(subnet.warehouse).newest_name() == kept
     subnet.node.fault = lambda _method, _params: None
     subnet.run()
 
@@ -187,7 +229,7 @@ def test_a_generation_made_from_a_chain_can_be_computed_again(subnet):
     subnet.services.remove_chute(f"c-{CAROL}")
     subnet.run()
     log = SqliteKeeper(subnet.warehouse)
-    assert recompute(generation, log, snapshots(subnet.warehouse)).differences == ()
+    assert recompute(generation, log, ChainSnapshots(subnet.warehouse)).differences == ()
     log.close()
 
 
@@ -237,5 +279,5 @@ def test_no_secret_reaches_dagsters_records_or_the_snapshot(subnet):
         recorded = " ".join(str(entry) for entry in instance.all_logs(finished.run_id))
     assert "chutes_unanswered" in recorded
     assert "hidden" not in recorded
-    neurons = snapshots(subnet.warehouse).newest().metagraph.neurons
+    neurons = ChainSnapshots(subnet.warehouse).newest().metagraph.neurons
     assert "hidden" not in json.dumps(neurons.to_dicts())

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,6 +16,7 @@ import polars as pl
 from pipelines.frames import violations
 from pipelines.metagraph import Metagraph, MetagraphError
 from warehouse.files import fsync_path, locked, write_durably
+from warehouse.settings import WarehouseSettings
 from warehouse.tables import NEURONS
 
 SUFFIX = ".parquet"
@@ -33,13 +33,13 @@ class Synced:
     name: str
 
 
-class Snapshots:
-    """The snapshots in one directory. Reads and writes files only when asked to."""
+class ChainSnapshots:
+    """The chain snapshots of one warehouse. Reads and writes files only when asked to."""
 
-    def __init__(self, directory: Path, lock_seconds_max: float) -> None:
-        self.directory = directory
-        self.pointer = directory / "current.json"
-        self._lock_seconds_max = lock_seconds_max
+    def __init__(self, settings: WarehouseSettings) -> None:
+        self.directory = settings.warehouse_path / "snapshots"
+        self.pointer = self.directory / "current.json"
+        self._lock_seconds_max = settings.publish_lock_seconds_max
 
     def keep(self, metagraph: Metagraph, synced_at_ms: int, chain_genesis: str = "") -> Synced:
         """Keep a metagraph as the newest one.
@@ -49,7 +49,7 @@ class Snapshots:
         that the operator wants, whatever the last one was.
         """
         if not self.directory.exists():
-            self.directory.mkdir(parents=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             fsync_path(self.directory.parent)
         with locked(self.directory / "lock", self._lock_seconds_max):
             # Not the file itself: a damaged one must not keep the next from taking its place.

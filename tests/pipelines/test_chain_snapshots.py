@@ -6,9 +6,10 @@ import duckdb
 import pytest
 from substrateinterface import Keypair
 
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import violations
 from pipelines.metagraph import MetagraphError, metagraph_of_neurons
-from pipelines.snapshots import Snapshots
+from tests.warehouse.builders import settings
 from warehouse.tables import NEURONS
 
 ALICE, BOB, CAROL = (
@@ -39,7 +40,7 @@ def metagraph(block=1000, genesis=FINNEY, stake_rao=5_000_000_000_001, **carol):
 
 @pytest.fixture
 def snapshots(tmp_path):
-    return Snapshots(tmp_path / "warehouse" / "snapshots", 5)
+    return ChainSnapshots(settings(tmp_path))
 
 
 def files(snapshots):
@@ -162,7 +163,7 @@ def test_a_file_may_say_any_block(snapshots):
 def test_a_snapshot_without_a_place_to_go_is_an_error(tmp_path):
     (tmp_path / "warehouse").write_text("a file in the directory's place")
     with pytest.raises(OSError, match="warehouse"):
-        Snapshots(tmp_path / "warehouse" / "snapshots", 5).keep(metagraph(), 1)
+        ChainSnapshots(settings(tmp_path)).keep(metagraph(), 1)
 
 
 def test_analysts_read_all_snapshots_as_one_table(snapshots):
