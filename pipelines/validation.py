@@ -101,15 +101,17 @@ def verdict(
 
     `revealed` is not empty. A fact about another chute or revision than the committed one counts as
     never given, and a needed fact that was never given keeps a miner from being valid. All that is
-    known is told of an invalid miner as well.
+    known is told of an invalid miner as well, but no hash of what a name for a commit means today:
+    its owner may let it mean anybody's model, and would be the first to have committed to it.
     """
     commitment = read_commitment(hotkey, revealed)
     failure = _failure(commitment, chute, model)
     fields = fields_of(revealed)
     is_chute_its_own = chute is not None and chute.chute_id == fields["chute_id"]
-    is_model_its_own = model is not None and _key(model) == (
-        fields["model_name"],
-        fields["model_revision"],
+    is_model_its_own = (
+        model is not None
+        and _key(model) == (fields["model_name"], fields["model_revision"])
+        and model.sha == model.model_revision
     )
     return Verdict(
         is_valid=failure is None,

@@ -157,6 +157,21 @@ def test_copies_are_judged_with_the_blacklist_of_the_log(subnet):
     assert subnet.verdicts() == {ALICE: "blacklisted", BOB: "valid", CAROL: "valid"}
 
 
+def test_an_early_commitment_to_a_branch_takes_nobodys_later_model(subnet):
+    name = f"someone/Leoma-{ALICE}"
+    branch = {"model_name": name, "model_revision": "main", "chute_id": f"c-{ALICE}"}
+    subnet.chain.reveal(ALICE, branch, block=0)
+    subnet.services.add_chute(f"c-{ALICE}", "slug", True, None)
+    # Carol's model is public by now, and Alice lets her branch be a copy of it.
+    subnet.services.add_model(name, "c" * 40, weights(CAROL), "main")
+    subnet.run()
+    assert subnet.verdicts() == {
+        ALICE: f"revision_mismatch:hf={'c' * 40}",
+        BOB: "valid",
+        CAROL: "valid",
+    }
+
+
 def test_a_validator_that_leaves_and_a_uid_that_changes_hands(subnet):
     subnet.run()
     subnet.chain.set_stake(VALIDATOR, 4999)

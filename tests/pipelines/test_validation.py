@@ -133,6 +133,11 @@ def test_a_verdict_tells_all_that_is_known() -> None:
     assert (moved.model_revision, moved.chute_id) == (OTHER, "new")
 
 
+@pytest.mark.parametrize("chute", [HOT, COLD, None])
+def test_what_a_movable_name_means_is_no_model_of_the_miners(chute: ChuteFact | None) -> None:
+    assert verdict(HOTKEY, committed(), chute, OTHER_SHA).model_hash is None
+
+
 def test_a_failed_rule_says_what_was_found() -> None:
     outcomes = {one.rule: one.text for one in rules(HOTKEY, committed(), OTHER_REVISION, MODEL)}
     assert outcomes["revision_mismatch:chute"].endswith(f"it runs {OTHER}")
