@@ -42,9 +42,10 @@ class Chutes:
     def fact(self, chute_id: str, timeout_seconds: float | None = None) -> ChuteFact:
         """Return what Chutes says about a chute now; raise `NoAnswer` when it says nothing.
 
-        There is a definite answer when Chutes describes the chute or says that there is none (404).
-        What cannot be a chute's id is not found without a question. `timeout_seconds`, when it
-        is shorter than the client's own, takes its place.
+        There is a definite answer when Chutes describes the chute or says that there is none: a 404
+        in its own words, not one of whatever else answers at that address. What cannot be a chute's
+        id is not found without a question. `timeout_seconds`, when it is shorter than the client's
+        own, takes its place.
         """
         if not ID.fullmatch(chute_id):
             return self._absent(chute_id)
@@ -60,7 +61,7 @@ class Chutes:
         # Raised outside of the handler: the error that it would carry along knows our key.
         if failure is not None:
             raise failure
-        if response.status_code == 404:
+        if response.status_code == 404 and _is_denial(response.content):
             return self._absent(chute_id)
         if response.status_code != 200:
             raise no_answer_of_status(response.status_code, response.headers)
@@ -100,3 +101,13 @@ class Chutes:
             revision=None if revision is None else printable(revision),
             answered_at_ms=self._clock_ms(),
         )
+
+
+def _is_denial(body: bytes) -> bool:
+    """Tell whether a 404 is about a chute; one about a route that is not there says "Not Found"."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    return isinstance(detail, str) and detail.strip(" .").lower() not in {"", "not found"}

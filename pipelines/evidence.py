@@ -16,6 +16,9 @@ from pipelines.neurons import Neuron
 from pipelines.settings import PipelineSettings
 from pipelines.validation import ChuteFact, ModelFact
 
+# So many things, and everything that a service was asked about, do not end at the same time.
+GONE_AT_ONCE_MIN = 2
+
 Fact = TypeVar("Fact", ChuteFact, ModelFact)
 Key = TypeVar("Key")
 ModelKey = tuple[str, str]
@@ -88,7 +91,9 @@ def gather(  # noqa: PLR0917 - one sync's parts, of types that cannot be mistake
 
     `previous` are the facts of the last sync by hotkey. A fact is about a chute or a revision, not
     about a hotkey: it holds for whoever commits to the same, and for nobody who does not. Miners
-    whose commitment already fails a rule are not asked about. Neurons without one are left out.
+    whose commitment already fails a rule are not asked about. Neurons without one are left out. A
+    service that has lost everything at once is not believed for
+    `VALIDATION_DENIALS_HELD_SECONDS`: it is another one than before.
     `on_progress` is told how many questions are settled, of how many. Never raises for what a
     service does; no thread outlives the call. `clock` is in seconds; `sleep` passes them.
     """
@@ -120,6 +125,8 @@ def gather(  # noqa: PLR0917 - one sync's parts, of types that cannot be mistake
         seconds_max=settings.validation_seconds_max,
     )
     settle([chute_inquiry, model_inquiry], limits, on_progress, clock, sleep)
+    _hold_denials(chute_inquiry, known_chutes, settings, now_ms)
+    _hold_denials(model_inquiry, known_models, settings, now_ms)
     fresh_models = recent | model_inquiry.answers.keys()
     known_chutes |= chute_inquiry.answers
     known_models |= model_inquiry.answers
@@ -147,6 +154,24 @@ def _is_recent(fact: ModelFact | None, settings: PipelineSettings, now_ms: int) 
         return False
     # One from the future is of a clock that was wrong, and would not be asked for again.
     return 0 <= now_ms - fact.answered_at_ms < settings.model_recheck_seconds * 1000
+
+
+def _hold_denials(
+    inquiry: Inquiry[Key, Fact], known: Mapping[Key, Fact], settings: PipelineSettings, now_ms: int
+) -> None:
+    """Take back each answer that something is not there, if of all that was there nothing is."""
+    held_ms = settings.validation_denials_held_seconds * 1000
+    denied = [key for key, fact in inquiry.answers.items() if not fact.is_found]
+    gone = [
+        key
+        for key in denied
+        if key in known and known[key].is_found and now_ms - known[key].answered_at_ms < held_ms
+    ]
+    if len(gone) < GONE_AT_ONCE_MIN or len(denied) < len(inquiry.answers):
+        return
+    for key in denied:
+        del inquiry.answers[key]
+    inquiry.reasons["everything is gone at once: not believed"] += len(denied)
 
 
 def _newest(facts: Iterable[tuple[Key, Fact]]) -> dict[Key, Fact]:

@@ -96,9 +96,10 @@ class HuggingFace:
         if not isinstance(error, RepositoryNotFoundError):
             return False
         # The library takes any 401 for a missing repository, as Hugging Face answers those who are
-        # nobody. We are somebody where we have a token: then 401 may be about the token.
-        is_named = "x-error-code" in error.response.headers
-        return is_named or error.response.status_code != 401 or not self._has_token
+        # nobody. We are somebody where we have a token: then 401 may be about the token. Another
+        # service at that address, or one in between, does not use its headers.
+        headers = error.response.headers
+        return "x-error-code" in headers or (not self._has_token and "x-error-message" in headers)
 
     def _absent(self, model_name: str, model_revision: str) -> ModelFact:
         return ModelFact(

@@ -143,6 +143,13 @@ class PipelineSettings(BaseSettings):
         description="Time for all questions of one sync; what is not answered by then keeps its "
         "last answer.",
     )
+    validation_denials_held_seconds: int = Field(
+        86_400,
+        ge=0,
+        description="When Chutes or Hugging Face says that all of several miners' chutes or models "
+        "are gone at once, it is not believed until the last answers are this old: a wrong address "
+        "must not make every miner invalid.",
+    )
     model_recheck_seconds: int = Field(
         3600,
         ge=0,

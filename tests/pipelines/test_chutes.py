@@ -105,9 +105,35 @@ def test_nobody_there_is_no_answer() -> None:
     assert no.value.cause is Cause.OUTAGE
 
 
-def test_a_404_is_an_answer_whatever_it_says(chutes: Chutes, services: SimulatedServices) -> None:
-    services.fault = lambda _path: status(404, b"<html>")
-    assert chutes.fact(CHUTE) == absent(CHUTE)
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            b"",
+            b"<html>",
+            b"{}",
+            b"[]",
+            b"null",
+            b'"chute"',
+            b'{"detail": ["chute"]}',
+            b"[" * 10**5,
+        ),
+        *(b'{"detail": "Not Found"}', b'{"detail": "Not found."}', b'{"error": "chute not found"}'),
+    ],
+)
+def test_a_404_of_somebody_else_is_no_answer(
+    chutes: Chutes, services: SimulatedServices, body: bytes
+) -> None:
+    services.fault = lambda _path: status(404, body)
+    with pytest.raises(NoAnswer, match="HTTP 404") as caught:
+        chutes.fact(CHUTE)
+    assert caught.value.cause is Cause.UNUSABLE
+
+
+def test_an_address_beside_the_right_one_denies_nobodys_chute(services: SimulatedServices) -> None:
+    with closing(Chutes(f"{services.chutes_url}/v1", KEY, 10)) as chutes, pytest.raises(NoAnswer):
+        chutes.fact(CHUTE)
+    assert services.requests[0].path == f"/v1/chutes/{CHUTE}"
 
 
 @pytest.mark.parametrize(

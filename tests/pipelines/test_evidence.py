@@ -211,6 +211,50 @@ def test_a_definite_no_is_evidence_and_so_is_a_later_yes(world: World) -> None:
     assert [reason(one, known) for one in miners] == [None, None, None]
 
 
+def deny_all(world: World, service: str, uids: tuple[int, ...]) -> None:
+    for uid in uids:
+        if service == "chutes":
+            world.services.remove_chute(f"chute-{uid}")
+        else:
+            world.services.remove_model(name_of(uid))
+
+
+@pytest.mark.parametrize("service", ["chutes", "models"])
+def test_who_has_lost_everything_at_once_is_not_believed_for_a_day(
+    world: World, service: str
+) -> None:
+    miners = world.add(1, 2)
+    known = world.gather(miners)
+    deny_all(world, service, (1, 2))
+    # A stranger to the service all along, whose "no" is as doubtful.
+    miners.append(miner(3))
+    world.now_ms += 61 * MINUTE_MS
+    after = world.gather(miners, known)
+    tally = after.chutes if service == "chutes" else after.hugging_face
+    assert (tally.answered, tally.unanswered) == (0, 3)
+    assert tally.reasons == {"everything is gone at once: not believed": 3}
+    assert [reason(one, after) for one in miners[:2]] == [None, None]
+    assert not any(facts.is_complete for facts in after.facts.values())
+
+    world.now_ms += 24 * 60 * MINUTE_MS
+    after = world.gather(miners, after)
+    assert all(reason(one, after) for one in miners)
+
+
+@pytest.mark.parametrize("service", ["chutes", "models"])
+def test_as_long_as_one_is_there_or_only_one_was_a_no_is_a_no(world: World, service: str) -> None:
+    miners = world.add(1, 2, 3)
+    known = world.gather(miners)
+    deny_all(world, service, (1, 2))
+    world.now_ms += 61 * MINUTE_MS
+    after = world.gather(miners, known)
+    assert [reason(one, after) is None for one in miners] == [False, False, True]
+    deny_all(world, service, (3,))
+    world.now_ms += 61 * MINUTE_MS
+    after = world.gather(miners, after)
+    assert [reason(one, after) is None for one in miners] == [False, False, False]
+
+
 def test_hugging_faces_answer_is_used_again_for_its_time_and_chutes_is_not(world: World) -> None:
     miners = world.add(1, 2)
     known = world.gather(miners)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -162,6 +163,35 @@ def test_a_404_without_its_code_is_no_answer(
     services.fault = lambda _path: status(404, b"<html>", Content_Type="text/html")
     with pytest.raises(NoAnswer, match="HTTP 404"):
         hugging_face.fact(NAME, REVISION)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_denied"),
+    [
+        ({"X_Error_Message": "Invalid username or password."}, True),
+        ({"X_Error_Code": "RepoNotFound"}, True),
+        ({"WWW_Authenticate": 'Basic realm="intranet"'}, False),
+        ({"X_Error_Message": "Invalid credentials in Authorization header"}, False),
+    ],
+)
+def test_a_401_to_nobody_is_an_answer_in_hugging_faces_own_form_only(
+    services: SimulatedServices,
+    monkeypatch: pytest.MonkeyPatch,
+    headers: dict[str, str],
+    *,
+    is_denied: bool,
+) -> None:
+    # The library reads a 401 so only where the address is https, which nobody serves here.
+    pattern = re.compile("/api/models/")
+    monkeypatch.setattr("huggingface_hub.utils._http.REPO_API_REGEX", pattern)
+    services.fault = lambda _path: status(401, b'{"error": "x"}', **headers)
+    with closing(HuggingFace(services.hf_url, "", 10, clock_ms=lambda: NOW_MS)) as client:
+        if is_denied:
+            assert client.fact(NAME, REVISION) == absent()
+        else:
+            with pytest.raises(NoAnswer) as caught:
+                client.fact(NAME, REVISION)
+            assert caught.value.cause is Cause.REFUSED
 
 
 def sibling(file: object, sha256: object) -> dict[str, object]:
