@@ -106,7 +106,7 @@ class MinerWeight:
 class Weights:
     """The weights of one snapshot. `winner_uid` 0 means burn, and `burn_reason` then says why.
 
-    `watermark` is the last log position that counted.
+    `netuid` is the subnet that they are for, and `watermark` the last log position that counted.
     """
 
     winner_uid: int
@@ -114,6 +114,7 @@ class Weights:
     burn_reason: str | None
     miners: tuple[MinerWeight, ...]
     snapshot_id: str
+    netuid: int
     block: int
     computed_at: datetime
     valid_until: datetime
@@ -128,6 +129,7 @@ class Weights:
             burn_reason=answer["burn_reason"],
             miners=tuple(MinerWeight.of(entry) for entry in answer["miners"]),
             snapshot_id=str(answer["snapshot_id"]),
+            netuid=int(answer["netuid"]),
             block=int(answer["block"]),
             computed_at=instant(answer["computed_at"]),
             valid_until=instant(answer["valid_until"]),

@@ -287,6 +287,7 @@ class WeightsResponse(Answer):
     winner_hotkey: str | None
     burn_reason: str | None
     snapshot_id: str
+    netuid: int = Field(description="The subnet that they are for.")
     block: int
     computed_at: datetime
     valid_until: datetime

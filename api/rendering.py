@@ -69,8 +69,8 @@ WEIGHTS = """
     ORDER BY weight DESC, uid, miner_hotkey
 """
 GENERATION = """
-    SELECT snapshot_id, computed_at_ms, valid_until_ms, watermark, block, metagraph_synced_at_ms,
-        winner_uid, winner_hotkey, burn_reason
+    SELECT snapshot_id, computed_at_ms, valid_until_ms, watermark, netuid, block,
+        metagraph_synced_at_ms, winner_uid, winner_hotkey, burn_reason
     FROM generation
 """
 
@@ -238,6 +238,7 @@ def weights(connection: duckdb.DuckDBPyConnection) -> bytes:
             "winner_hotkey": row["winner_hotkey"],
             "burn_reason": row["burn_reason"],
             "snapshot_id": row["snapshot_id"],
+            "netuid": row["netuid"],
             "block": row["block"],
             "computed_at": iso8601(row["computed_at_ms"]),
             "valid_until": iso8601(row["valid_until_ms"]),

@@ -3,7 +3,6 @@
 import email.utils
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
 
@@ -74,7 +73,6 @@ def _asked_once(http: httpx.Client, timeout_seconds: float) -> Served:
     with contract(REQUEST):
         return Served(
             weights=Weights.of(answer),
-            netuid=_netuid(answer),
             server_time=_date(response),
             local_time=datetime.now(UTC),
         )
@@ -95,11 +93,6 @@ def _whole(streamed: httpx.Response, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise httpx.ReadTimeout("the answer did not end in time", request=streamed.request)
     return content
-
-
-def _netuid(answer: dict[str, Any]) -> int | None:
-    netuid = answer.get("netuid")
-    return None if netuid is None else int(netuid)
 
 
 def _date(response: httpx.Response) -> datetime:

@@ -25,13 +25,9 @@ class DoubtError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """One answer of `GET /weights`, the server's clock in it, and ours when it came.
-
-    `netuid` is None where the answer does not say it.
-    """
+    """One answer of `GET /weights`, the server's clock in it, and ours when it came."""
 
     weights: Weights
-    netuid: int | None
     server_time: datetime
     local_time: datetime
 
@@ -95,8 +91,8 @@ def choose(served: Served, limits: Limits) -> Choice:
     """
     weights = served.weights
     _refuse_contradictions(weights)
-    if served.netuid is not None and served.netuid != limits.netuid:
-        raise DoubtError(f"the API serves subnet {served.netuid}, not {limits.netuid}")
+    if weights.netuid != limits.netuid:
+        raise DoubtError(f"the API serves subnet {weights.netuid}, not {limits.netuid}")
     _refuse_times(served, limits)
     if weights.winner_hotkey is None and weights.burn_reason not in limits.burn_reasons:
         raise DoubtError(

@@ -236,7 +236,8 @@ def test_weights_and_ranks_are_typed(server: Server) -> None:
 
 def test_a_burn_without_a_reason_is_not_usable() -> None:
     now = datetime.now(UTC)
-    fields = {"miners": (), "snapshot_id": "s", "block": 1, "computed_at": now, "watermark": 0}
+    fields = {"miners": (), "snapshot_id": "s", "netuid": 99, "block": 1, "watermark": 0}
+    fields["computed_at"] = now
     later = now + timedelta(hours=1)
     unknown = Weights(0, None, None, valid_until=later, **fields)
     burn = Weights(0, None, "no_rank", valid_until=later, **fields)
@@ -246,7 +247,7 @@ def test_a_burn_without_a_reason_is_not_usable() -> None:
 
 def test_weights_that_contradict_themselves_are_not_usable() -> None:
     now = datetime.now(UTC)
-    fields = {"snapshot_id": "s", "block": 1, "computed_at": now, "watermark": 0}
+    fields = {"snapshot_id": "s", "netuid": 99, "block": 1, "computed_at": now, "watermark": 0}
     later = now + timedelta(hours=1)
 
     def is_usable(uid: int, winner: str | None, reason: str | None, *weights: float) -> bool:

@@ -46,6 +46,7 @@ def test_weights(server, module_home):
         "winner_hotkey": OLD,
         "burn_reason": None,
         "snapshot_id": generation.snapshot_id,
+        "netuid": 99,
         "block": 4_500_000,
         "computed_at": iso8601(generation.computed_at_ms),
         "valid_until": answer["valid_until"],

@@ -26,6 +26,7 @@ def answer(**changes):
             {"miner_hotkey": hotkey("other"), "uid": 2, "pass_rate": 0.5, "weight": 0.0},
         ],
         "snapshot_id": "20261123T095900Z",
+        "netuid": 99,
         "block": 1,
         "computed_at": iso(now - timedelta(seconds=5)),
         "valid_until": iso(now + timedelta(seconds=600)),

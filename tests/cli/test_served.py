@@ -41,7 +41,7 @@ def test_the_servers_clock_and_subnet_come_with_the_weights(api):
     served = fetch(f"{api.url}/", 5)
     assert before <= served.local_time <= datetime.now(UTC)
     assert 3595 < (served.local_time - served.server_time).total_seconds() < 3660
-    assert served.netuid == 12
+    assert served.weights.netuid == 12
     assert api.requests == ["/weights"]
 
 
@@ -58,6 +58,7 @@ def test_the_servers_clock_and_subnet_come_with_the_weights(api):
         answer(miners=[{}]),
         answer(miners=None),
         answer(netuid="ours"),
+        answer(netuid=...),
     ],
 )
 def test_an_answer_with_a_part_missing_is_no_answer(api, document):

@@ -38,6 +38,7 @@ def weights(**changes: object) -> Weights:
         "burn_reason": None,
         "miners": (WINNER, OTHER),
         "snapshot_id": "20261123T095900Z",
+        "netuid": 99,
         "block": 5_000,
         "computed_at": NOW - seconds(60),
         "valid_until": NOW + seconds(840),
@@ -52,7 +53,7 @@ def burn(**changes: object) -> Weights:
 
 
 def served(answer: Weights, **changes: object) -> Served:
-    return replace(Served(answer, None, NOW, NOW), **changes)
+    return replace(Served(answer, NOW, NOW), **changes)
 
 
 def facts(**changes: object) -> ChainFacts:
@@ -78,7 +79,6 @@ BURNT = Choice(0, None, "no_rank", 5_000, "20261123T095900Z")
 
 def test_the_winner_of_a_whole_and_fresh_answer_is_chosen():
     assert choose(served(weights()), LIMITS) == WON
-    assert choose(served(weights(), netuid=99), LIMITS) == WON
     assert str(WON) == f"uid 7, {hotkey('winner')}"
 
 
@@ -155,7 +155,7 @@ def test_an_answer_that_contradicts_itself_is_refused(name):
 
 
 STALE = {
-    "another subnet": (served(weights(), netuid=98), "serves subnet 98, not 99"),
+    "another subnet": (served(weights(netuid=98)), "serves subnet 98, not 99"),
     "expired": (served(weights(valid_until=NOW)), "expired at 2026-11-23 10:00:00 UTC"),
     "expired by the server's clock": (
         served(weights(valid_until=NOW + seconds(30)), server_time=NOW + seconds(31)),

@@ -248,11 +248,14 @@ def test_a_chain_in_doubt_keeps_what_is_on_it(setting, node, name):
     assert_kept(setting(), node, said)
 
 
-def test_what_the_limits_allow_is_the_validators_choice(setting, node):
+def test_what_the_limits_allow_is_the_validators_choice(setting, api, node):
     node.chain.mine(30)
     assert_kept(setting("--blocks-behind-max", 10), node, "and 10 are allowed")
     assert_kept(setting("--age-max", 1), node, "and 1 s are allowed")
+    assert_kept(setting("--netuid", 98), node, "the API serves subnet 99, not 98")
+    api.document = answer(netuid=98)
     assert_kept(setting("--netuid", 98), node, "no subnet 98")
+    api.document = None
     genesis = "0x" + "12" * 32
     assert_kept(setting("--genesis", genesis), node, f"but {genesis} is wanted")
     assert setting("--genesis", node.chain.genesis_hash)[0] == 0
