@@ -46,13 +46,14 @@ class ApiDouble:
     """Serves `document` from `with` to the end of it.
 
     `status` and `body` (bytes) replace the answer; `date` moves the server's clock by seconds, or
-    leaves it out (None); `drip_seconds` sends one byte in so many seconds. `requests` are the paths
-    asked for.
+    leaves it out (None); `drip_seconds` sends one byte in so many seconds, from the head on with
+    `is_head_slow`. `requests` are the paths asked for.
     """
 
     def __init__(self, document=None):
         self.document = document
         self.status, self.body, self.date, self.drip_seconds = 200, None, 0.0, 0.0
+        self.is_head_slow = False
         self.failures = 0
         self.requests = []
         api = self
@@ -70,7 +71,11 @@ class ApiDouble:
                 if api.date is not None:
                     self.send_header("Date", email.utils.formatdate(time.time() + api.date))
                 self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
+                if api.is_head_slow:
+                    body = b"X-Endless: " + b"x" * 1_000
+                    self.flush_headers()
+                else:
+                    self.end_headers()
                 if not api.drip_seconds:
                     self.wfile.write(body)
                     return

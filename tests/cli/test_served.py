@@ -1,6 +1,8 @@
 """The API's answer on the way to a validator: read whole, timed, or not at all."""
 
+import json
 import socket
+import traceback
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -58,6 +60,8 @@ def test_the_servers_clock_and_subnet_come_with_the_weights(api):
         answer(miners=[{}]),
         answer(miners=None),
         answer(netuid="ours"),
+        answer(winner_hotkey=5),
+        answer(burn_reason=["no_rank"]),
         answer(netuid=...),
     ],
 )
@@ -67,7 +71,13 @@ def test_an_answer_with_a_part_missing_is_no_answer(api, document):
         fetch(api.url, 5)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"weights"', b"{}", b"\xff\xfe{"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"<html>", b"[]", b'"weights"', b"{}", b"\xff\xfe{", b"[" * 10**5),
+        json.dumps(answer(winner_uid=1)).replace('"winner_uid": 1', '"winner_uid": 1e999').encode(),
+    ],
+)
 def test_garbage_is_no_answer(api, body):
     api.body = body
     with pytest.raises(MalformedAnswerError):
@@ -116,10 +126,20 @@ def test_nobody_there_and_no_address():
             fetch(address, 5)
 
 
-def test_an_answer_that_only_drips_is_cut_off(api):
-    api.drip_seconds = 0.02
+@pytest.mark.parametrize("is_head_slow", [False, True])
+def test_an_answer_that_only_drips_is_cut_off(api, is_head_slow):
+    # Every byte comes in time; all of them take 20 seconds and more.
+    api.drip_seconds, api.is_head_slow = 0.02, is_head_slow
+    api.document = answer(filler="x" * 1_000)
     with pytest.raises(UnreachableError, match="did not end in time"):
         fetch(api.url, 0.3)
+
+
+@pytest.mark.parametrize("address", ["http://leo:hunter2@127.0.0.1:1/x", "http://leo:hunter2/x"])
+def test_a_password_in_the_address_is_not_shown(address):
+    with pytest.raises(UnreachableError) as caught:
+        fetch(address, 5)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_answer_without_end_is_cut_off(api):
