@@ -12,7 +12,6 @@ from pipelines.node import Node, NodeError, Question
 from warehouse.hotkeys import ZERO_HOTKEY
 
 SUBNET = "SubtensorModule"
-BLOCK_AGE_SECONDS_MAX = 180.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,13 @@ def refuse_other_chain(node: Node, genesis: str) -> None:
         )
 
 
-def read(node: Node, netuid: int, uid: int, own_hotkey: str) -> tuple[ChainFacts, Terms]:
-    """Read the subnet, `uid` and our own hotkey at the node's head; raise `NodeError`."""
+def read(
+    node: Node, netuid: int, uid: int, own_hotkey: str, block_age_seconds_max: float
+) -> tuple[ChainFacts, Terms]:
+    """Read the subnet, `uid` and our own hotkey at the node's head; raise `NodeError`.
+
+    A head that is older than `block_age_seconds_max` is an error, too.
+    """
     block_hash, block = node.head()
     now, has_subnet, key, own, permits, updates, limit, version_key, has_commits, account = _values(
         node,
@@ -57,7 +61,7 @@ def read(node: Node, netuid: int, uid: int, own_hotkey: str) -> tuple[ChainFacts
             ("System", "Account", [own_hotkey]),
         ],
     )
-    _refuse_old(node, now, block)
+    _refuse_old(node, now, block, block_age_seconds_max)
     is_known = own is not None and own < len(permits) and own < len(updates)
     if own is not None and has_subnet and not is_known:
         raise NodeError(
@@ -146,9 +150,9 @@ def _default(node: Node, pallet: str, item: str) -> Any:
         raise NodeError(f"{node.name}: {pallet}.{item} has no default: {error}") from error
 
 
-def _refuse_old(node: Node, now_ms: int, block: int) -> None:
+def _refuse_old(node: Node, now_ms: int, block: int, age_seconds_max: float) -> None:
     age_seconds = time.time() - now_ms / 1000
-    if age_seconds > BLOCK_AGE_SECONDS_MAX:
+    if age_seconds > age_seconds_max:
         raise NodeError(
             f"{node.name} does not follow the chain: its newest block, {block}, is "
             f"{age_seconds:.0f} seconds old"

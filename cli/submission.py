@@ -12,6 +12,7 @@ from substrateinterface import Keypair
 
 from api.answers import LeomaError
 from cli.extrinsics import (
+    ANSWER_CHARACTERS_MAX,
     NotSentError,
     RefusedError,
     UnknownOutcomeError,
@@ -48,6 +49,7 @@ class Order:
     burn_reasons: tuple[str, ...]
     age_seconds_max: float
     blocks_behind_max: int
+    block_age_seconds_max: float
     timeout_seconds: float
     wait_seconds: float
     block_seconds: float
@@ -125,8 +127,16 @@ def set_once(order: Order, keypair: Keypair) -> Report:
     """Do one round, and report it whatever happens; nothing is sent twice."""
     try:
         choice = choose(fetch(order.url, order.timeout_seconds), order.limits)
+        return _set(choice, order, keypair)
     except (LeomaError, DoubtError) as error:
         return _kept(error)
+    # A defect, from before the sending: `_sent` reports all that is later.
+    except Exception as error:  # noqa: BLE001 - it must not pass for an answer of the chain
+        return _kept(DoubtError(f"the round broke off: {_defect(error)}"))
+
+
+def _set(choice: Choice, order: Order, keypair: Keypair) -> Report:
+    """Go from node to node until one of them answers all that is asked before the sending."""
     failures = []
     for endpoint in order.endpoints:
         node = Node(endpoint, order.timeout_seconds)
@@ -135,17 +145,19 @@ def set_once(order: Order, keypair: Keypair) -> Report:
         # Only from before the sending: another node may do better.
         except NodeError as error:
             failures.append(str(error))
-        except (DoubtError, NotSentError, TimelockError) as error:
+        except (NotSentError, TimelockError) as error:
             return _kept(error)
         finally:
             node.close()
-    return _kept(DoubtError(f"the chain cannot be read: {'; '.join(failures)}"))
+    raise DoubtError(f"the chain cannot be read: {'; '.join(failures)}")
 
 
 def _through(node: Node, choice: Choice, order: Order, keypair: Keypair) -> Report:
     with node.within(READ_SECONDS_MAX):
         refuse_other_chain(node, order.genesis)
-        facts, terms = read(node, order.netuid, choice.uid, keypair.ss58_address)
+        facts, terms = read(
+            node, order.netuid, choice.uid, keypair.ss58_address, order.block_age_seconds_max
+        )
     refuse_doubts(choice, facts, keypair.ss58_address, order.limits)
     prepared = Prepared(choice, facts, terms, order.netuid)
     if order.is_dry_run:
@@ -166,7 +178,7 @@ def _through(node: Node, choice: Choice, order: Order, keypair: Keypair) -> Repo
 def _sent(
     node: Node, prepared: Prepared, commit: Commit | None, order: Order, keypair: Keypair
 ) -> Report:
-    """Sign, send, wait and read back. No `NodeError` comes out of it once something was sent."""
+    """Sign, send, wait and read back. Nothing is raised once something was sent."""
     substrate = node.substrate
     arguments = _arguments(prepared, commit)
     with node.within(READ_SECONDS_MAX):
@@ -189,9 +201,11 @@ def _sent(
     except RefusedError as error:
         text = f"Not set: the node refused the extrinsic: {error}."
         return Report("refused", text, {**figures, "error": str(error)})
-    except (UnknownOutcomeError, NodeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the extrinsic is on its way
+        is_told = isinstance(error, UnknownOutcomeError | NodeError)
+        what = str(error) if is_told else _defect(error)
         text = (
-            f"The outcome is unknown: the extrinsic {extrinsic.hash} was sent, and then: {error}. "
+            f"The outcome is unknown: the extrinsic {extrinsic.hash} was sent, and then: {what}. "
             f"It can be in a block before {extrinsic.expires_at_block} and only once; "
             "`leoma weights set --dry-run` shows what is on chain."
         )
@@ -249,6 +263,10 @@ def _intention(prepared: Prepared) -> str:
         f"That is {prepared.choice}. On chain at block {prepared.facts.block}, uid "
         f"{prepared.facts.own_uid} has {now}; set or committed last: {last}."
     )
+
+
+def _defect(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:ANSWER_CHARACTERS_MAX]
 
 
 def _kept(reason: Exception) -> Report:

@@ -16,7 +16,7 @@ from cli.options import json_option, print_json, url_option
 from cli.setting import BURN_REASONS
 from cli.submission import EXIT_CODES, Order, Report, set_once
 from cli.wallets import load_hotkey, wallet_options
-from pipelines.settings import NODE_SCHEMES
+from pipelines.settings import NODE_SCHEMES, PipelineSettings
 
 
 def _endpoints(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
@@ -48,12 +48,7 @@ def _repeat(order: Order, keypair: Keypair, every_seconds: float, *, is_json: bo
     """Do a round every so often, for ever; no failure of a round ends it."""
     while True:
         began = time.monotonic()
-        try:
-            report = set_once(order, keypair)
-        except Exception as error:  # noqa: BLE001 - a defect must not end a validator's loop
-            text = f"The outcome is unknown: the round broke off: {type(error).__name__}: {error}."
-            report = Report("unknown", text)
-        _tell(report, is_json=is_json, is_repeated=True)
+        _tell(set_once(order, keypair), is_json=is_json, is_repeated=True)
         time.sleep(max(every_seconds - (time.monotonic() - began), 0.0))
 
 
@@ -83,6 +78,12 @@ def _repeat(order: Order, keypair: Keypair, every_seconds: float, *, is_json: bo
 @click.option(
     "--blocks-behind-max", default=300, show_default=True, type=click.IntRange(min=0),
     help="Blocks by which the weights' snapshot may be behind the chain.",
+)  # fmt: skip
+@click.option(
+    "--block-age-max", "block_age_seconds_max", envvar="CHAIN_BLOCK_AGE_SECONDS_MAX",
+    show_envvar=True, default=PipelineSettings.model_fields["chain_block_age_seconds_max"].default,
+    show_default=True, type=click.FloatRange(min=0, min_open=True),
+    help="Seconds since a node's newest block, beyond which it does not follow the chain.",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_seconds", default=15.0, show_default=True,

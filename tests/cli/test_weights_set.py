@@ -261,12 +261,33 @@ def test_what_the_limits_allow_is_the_validators_choice(setting, api, node):
     assert setting("--genesis", node.chain.genesis_hash)[0] == 0
 
 
-def test_a_node_that_fell_asleep_is_not_believed(setting):
+def test_a_node_that_fell_asleep_is_not_believed(setting, monkeypatch):
     asleep = WeightsChain(now_ms=lambda: time.time_ns() // 1_000_000 - 600_000)
     with WeightsNode(asleep) as node:
-        code, _, err = setting("--chain", node.url)
-    assert code == 3
-    assert "does not follow the chain" in err
+        for limit in ((), ("--block-age-max", 500)):
+            code, _, err = setting("--chain", node.url, *limit)
+            assert (code, "does not follow the chain" in err) == (3, True)
+        monkeypatch.setenv("CHAIN_BLOCK_AGE_SECONDS_MAX", "3600")
+        assert "nobody is at uid 1" in setting("--chain", node.url)[2]
+
+
+def test_a_defect_before_the_sending_sends_nothing_and_says_so(setting, node, monkeypatch):
+    def defect(*_):
+        raise TypeError("'<' not supported\nbetween these")
+
+    monkeypatch.setattr("cli.submission.read", defect)
+    assert_kept(setting(), node, "broke off: TypeError: '<' not supported between these")
+
+
+def test_a_defect_after_the_sending_is_an_unknown_outcome(setting, node, monkeypatch):
+    def defect(*_):
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr("cli.submission.weights", defect)
+    code, out, err = setting()
+    assert (code, out) == (4, "")
+    assert "was sent, and then: ValueError: too many values to unpack" in err
+    assert node.chain.weights[OWN_UID] == SET
 
 
 READS = (
