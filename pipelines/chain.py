@@ -38,10 +38,19 @@ class SubnetState:
 
 
 class ChainNodes:
-    """The nodes of `CHAIN_SOURCE` as one source: the first with a whole answer is believed."""
+    """The nodes of `CHAIN_SOURCE` as one source: the first with a whole answer is believed.
 
-    def __init__(self, settings: PipelineSettings) -> None:
+    `refuse_regress` is given the genesis hash and the block of each node and raises
+    `MetagraphError` for those that cannot follow what was read before.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        refuse_regress: Callable[[str, int], None] = lambda _genesis_hash, _block: None,
+    ) -> None:
         self._settings = settings
+        self._refuse_regress = refuse_regress
         self._nodes = [
             Node(endpoint, settings.chain_timeout_seconds) for endpoint in settings.chain_endpoints
         ]
@@ -53,7 +62,7 @@ class ChainNodes:
             try:
                 with node.within(self._settings.chain_sync_seconds_max):
                     state = self._read(node)
-            except (NodeError, ContradictionError) as error:
+            except (NodeError, ContradictionError, MetagraphError) as error:
                 is_named = isinstance(error, NodeError)
                 failures.append(str(error) if is_named else f"{node.name}: {error}")
                 # An address may stand for many machines: the next sync may find a better one.
@@ -75,6 +84,7 @@ class ChainNodes:
         genesis_hash = node.genesis_hash()
         self._refuse_other_chain(genesis_hash)
         block_hash, block = node.head()
+        self._refuse_regress(genesis_hash, block)
         now, is_there, size = node.stored(
             block_hash,
             [

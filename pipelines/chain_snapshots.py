@@ -54,8 +54,9 @@ class ChainSnapshots:
         with locked(self.directory / "lock", self._lock_seconds_max):
             # Not the file itself: a damaged one must not keep the next from taking its place.
             last = self._pointed()
-            if last:
-                _refuse_regress(last, metagraph, synced_at_ms, chain_genesis)
+            if last and synced_at_ms < last["synced_at_ms"]:
+                raise MetagraphError("a metagraph that was read later is in force already")
+            _refuse_regress(last, metagraph.genesis_hash, metagraph.block, chain_genesis)
             name = self._write(metagraph)
             pointed = {
                 "snapshot": name,
@@ -66,6 +67,10 @@ class ChainSnapshots:
             # From this rename on it is the newest, whatever crashes.
             write_durably(self.pointer, json.dumps(pointed).encode())
         return Synced(metagraph, synced_at_ms, name)
+
+    def refuse_regress(self, genesis_hash: str, block: int, chain_genesis: str = "") -> None:
+        """Raise `MetagraphError` for a chain or a block with which `keep` would refuse it."""
+        _refuse_regress(self._pointed(), genesis_hash, block, chain_genesis)
 
     def newest(self) -> Synced | None:
         """Return the newest one, None before the first sync.
@@ -127,13 +132,11 @@ class ChainSnapshots:
 
 
 def _refuse_regress(
-    last: dict[str, Any], metagraph: Metagraph, synced_at_ms: int, chain_genesis: str
+    last: dict[str, Any] | None, now: str | None, block: int, chain_genesis: str
 ) -> None:
     """Refuse a node that lags behind or is of another chain. A file may say what it likes."""
-    if synced_at_ms < last["synced_at_ms"]:
-        raise MetagraphError("a metagraph that was read later is in force already")
-    was, now = last["genesis_hash"], metagraph.genesis_hash
-    if was is None or now is None:
+    was = last["genesis_hash"] if last else None
+    if last is None or was is None or now is None:
         return
     if was != now:
         if now != chain_genesis.lower():
@@ -141,10 +144,9 @@ def _refuse_regress(
                 f"the node is of the chain {now}, the last snapshot of {was}: set CHAIN_GENESIS to "
                 "the one that is meant"
             )
-    elif metagraph.block < last["block"]:
+    elif block < last["block"]:
         raise MetagraphError(
-            f"the node is at block {metagraph.block}, but block {last['block']} was read before: "
-            "it lags"
+            f"the node is at block {block}, but block {last['block']} was read before: it lags"
         )
 
 

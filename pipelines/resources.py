@@ -46,14 +46,15 @@ def stores_resource(
         # reading rows sets one off. A run lasts seconds and its frames are in no cycles.
         was_collecting = gc.isenabled()
         gc.disable()
-        log, chain = None, chain_source(settings)
+        snapshots = ChainSnapshots(warehouse)
+        log, chain = None, chain_source(settings, snapshots)
         try:
             log = open_kept_log(warehouse)
             yield Stores(
                 settings,
                 warehouse,
                 chain,
-                ChainSnapshots(warehouse),
+                snapshots,
                 log,
                 Archive(warehouse),
                 Generations(warehouse),

@@ -99,7 +99,7 @@ def test_the_log_keeps_what_readers_would_not_find_in_the_archive(
         settings,
         # Everything is older than the day after tomorrow.
         warehouse_settings.model_copy(update={"log_retention_days": -2}),
-        chain_source(settings),
+        chain_source(settings, ChainSnapshots(warehouse_settings)),
         ChainSnapshots(warehouse_settings),
         keeper,
         Archive(warehouse_settings),

@@ -401,7 +401,7 @@ def test_the_nightly_work_lets_go_only_of_what_is_old_and_archived(subnet):
     stores = Stores(
         subnet.settings,
         subnet.warehouse.model_copy(update={"log_retention_days": 1}),
-        chain_source(subnet.settings),
+        chain_source(subnet.settings, ChainSnapshots(subnet.warehouse)),
         ChainSnapshots(subnet.warehouse),
         log,
         Archive(subnet.warehouse),

@@ -6,12 +6,14 @@ from fractions import Fraction
 import pytest
 from substrateinterface import Keypair
 
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import schema, violations
 from pipelines.metagraph import MetagraphError, metagraph_of_neurons, miners, validators
 from pipelines.metagraph_file import read_metagraph_file
 from pipelines.settings import Parameters, PipelineSettings
 from pipelines.sources import chain_source
 from warehouse.hotkeys import ZERO_HOTKEY
+from warehouse.settings import WarehouseSettings
 from warehouse.tables import MINERS, VALIDATORS
 
 ALICE, BOB, CAROL, DAVE = (
@@ -276,9 +278,14 @@ def test_a_file_of_absurd_size_is_refused_unread(tmp_path):
         read_metagraph_file(path, 99)
 
 
+def source_of(tmp_path, place):
+    snapshots = ChainSnapshots(WarehouseSettings(leoma_home=tmp_path))
+    return chain_source(PipelineSettings(chain_source=place, netuid=99), snapshots)
+
+
 def test_a_source_reads_its_file_anew_at_every_sync(tmp_path):
     path = tmp_path / "metagraph.json"
-    source = chain_source(PipelineSettings(chain_source=str(path), netuid=99))
+    source = source_of(tmp_path, str(path))
 
     with pytest.raises(MetagraphError):
         source.sync()
@@ -288,8 +295,8 @@ def test_a_source_reads_its_file_anew_at_every_sync(tmp_path):
     assert source.sync().block == 4_500_001
 
 
-def test_a_source_that_is_not_set_is_refused_when_it_is_read():
-    source = chain_source(PipelineSettings(chain_source=""))
+def test_a_source_that_is_not_set_is_refused_when_it_is_read(tmp_path):
+    source = source_of(tmp_path, "")
 
     with pytest.raises(MetagraphError, match="CHAIN_SOURCE is not set"):
         source.sync()

@@ -146,6 +146,27 @@ def test_who_commits_anew_while_the_service_is_silent_is_not_valid_on_old_answer
     assert subnet.verdicts()[BOB] == "valid"
 
 
+def test_nodes_that_cannot_follow_the_last_snapshot_are_passed_over(subnet):
+    subnet.chain.mine(3)
+    subnet.run()
+    lagging, stranger = SimulatedChain(), SimulatedChain(genesis="another")
+    stranger.register(VALIDATOR, 6000)
+    stranger.mine(9)
+    with SimulatedNode(lagging) as late, SimulatedNode(stranger) as strange:
+        places = f"{late.url},{strange.url},{subnet.node.url}"
+        subnet.settings = subnet.settings.model_copy(update={"chain_source": places})
+        subnet.run()
+        assert subnet.ask("SELECT block FROM generation") == [(subnet.chain.number,)]
+        # Not a word about its neurons is read from a chain that is not meant.
+        assert "state_call" not in late.calls + strange.calls
+        places = f"{late.url},{strange.url}"
+        subnet.settings = subnet.settings.model_copy(update={"chain_source": places})
+        with pytest.raises(MaterializationError) as caught:
+            subnet.run()
+    assert "it lags; " in str(caught.value)
+    assert "set CHAIN_GENESIS to the one that is meant" in str(caught.value)
+
+
 def test_copies_are_judged_with_the_blacklist_of_the_log(subnet):
     subnet.services.add_model(f"someone/Leoma-{CAROL}", REVISION, weights(ALICE))
     subnet.run()
