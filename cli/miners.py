@@ -12,6 +12,7 @@ from pipelines import metagraph as chain
 from pipelines.chain_snapshots import ChainSnapshots, Synced
 from pipelines.judging import NO_FACTS, facts_in, revealed_in
 from pipelines.metagraph import MetagraphError
+from pipelines.outside import printable
 from pipelines.validation import RuleOutcome, rules
 from warehouse.backends import open_kept_log
 from warehouse.hotkeys import is_hotkey
@@ -96,7 +97,8 @@ def explanation(synced: Synced, hotkey: str, blacklisted: set[str]) -> dict[str,
 
 def _text(explained: dict[str, Any]) -> str:
     names = ("uid", "block", "model_name", "model_revision", "model_hash", "chute_id", "chute_slug")
-    known = [[name, explained[name]] for name in names]
+    # Most of it is what the miner wrote, who may write to a terminal otherwise.
+    known = [[name, _shown(explained[name])] for name in names]
     validated_at_ms = explained["last_validated_at_ms"]
     if validated_at_ms is not None:
         instant = datetime.fromtimestamp(validated_at_ms / 1000, UTC)
@@ -109,3 +111,7 @@ def _text(explained: dict[str, Any]) -> str:
         f"{table(['rule', 'passed', 'which says that'], outcomes)}\n\n"
         f"At block {explained['snapshot_block']}: {verdict}{judged_elsewhere}"
     )
+
+
+def _shown(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value

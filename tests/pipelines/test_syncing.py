@@ -317,3 +317,14 @@ def test_no_secret_reaches_dagsters_records_or_the_snapshot(subnet):
     assert "hidden" not in recorded
     neurons = ChainSnapshots(subnet.warehouse).newest().metagraph.neurons
     assert "hidden" not in json.dumps(neurons.to_dicts())
+
+
+def test_what_a_miner_wrote_does_not_reach_the_terminal_as_it_is(subnet, monkeypatch, capsys):
+    commitment = {"model_name": "a\x1b[2J\nb", "model_revision": "\x07", "chute_id": "\x9b"}
+    subnet.chain.reveal(BOB, commitment)
+    subnet.run()
+    monkeypatch.setenv("LEOMA_HOME", str(subnet.warehouse.leoma_home))
+    assert run(["miners", "check", BOB]) == 1
+    out = capsys.readouterr().out
+    assert "model_name      a\ufffd[2J\ufffdb" in out
+    assert all(line.isprintable() for line in out.splitlines())
