@@ -117,13 +117,17 @@ class PipelineSettings(BaseSettings):
         "minutes that divide an hour. The API calls a metagraph stale after three of them.",
     )
     chutes_api_url: str = Field(
-        "https://api.chutes.ai", description="Where Chutes is asked about miners' chutes."
+        "https://api.chutes.ai",
+        repr=False,
+        description="Where Chutes is asked about miners' chutes.",
     )
     chutes_api_key: SecretStr = Field(
         SecretStr(""), description="Bearer key for Chutes. Never shown."
     )
     hf_endpoint: str = Field(
-        "https://huggingface.co", description="Where Hugging Face is asked about miners' models."
+        "https://huggingface.co",
+        repr=False,
+        description="Where Hugging Face is asked about miners' models.",
     )
     hf_token: SecretStr = Field(
         SecretStr(""), description="Token for Hugging Face; public models need none. Never shown."

@@ -98,7 +98,12 @@ def test_secrets_are_not_shown():
 
 
 def test_an_address_with_a_key_is_not_shown():
-    assert "hidden" not in repr(PipelineSettings(chain_source="wss://node/?key=hidden"))
+    for name, scheme in (
+        ("chain_source", "wss"),
+        ("chutes_api_url", "https"),
+        ("hf_endpoint", "http"),
+    ):
+        assert "hidden" not in repr(PipelineSettings(**{name: f"{scheme}://me:hidden@host"}))
     with pytest.raises(ValidationError) as caught:
         PipelineSettings(chain_source="wss://me:hidden@node,http://node")
     assert "hidden" not in str(caught.value)
