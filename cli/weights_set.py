@@ -41,7 +41,9 @@ def _tell(report: Report, *, is_json: bool, is_repeated: bool) -> None:
     else:
         is_failure = EXIT_CODES[report.outcome] > 0
         prefix = f"{moment} " if is_repeated else "Error: " if is_failure else ""
-        click.echo(prefix + report.text, err=is_failure and not is_repeated)
+        # Part of it may be an API's or a node's: no lines of theirs among ours.
+        text = "".join(char if char.isprintable() else " " for char in report.text)
+        click.echo(prefix + text, err=is_failure and not is_repeated)
 
 
 def _repeat(order: Order, keypair: Keypair, every_seconds: float, *, is_json: bool) -> None:

@@ -271,6 +271,11 @@ def test_a_node_that_fell_asleep_is_not_believed(setting, monkeypatch):
         assert "nobody is at uid 1" in setting("--chain", node.url)[2]
 
 
+def test_an_api_writes_no_lines_and_nothing_to_the_terminal(setting, api, node):
+    api.document = burn("x\x1b[2J\nSet: all the weight")
+    assert_kept(setting(), node, "the API says burn (x [2J Set: all the weight)")
+
+
 def test_a_defect_before_the_sending_sends_nothing_and_says_so(setting, node, monkeypatch):
     def defect(*_):
         raise TypeError("'<' not supported\nbetween these")
