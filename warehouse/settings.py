@@ -1,23 +1,33 @@
 """Where things are stored, and the limits of storing. Read once per process and passed in."""
 
+import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# A prefix is a path of plain names: nothing in it needs quoting, in a URL or in SQL.
+BUCKET_URL = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(/[\w.-]+)*)/?"
+)
 
 
 class WarehouseSettings(BaseSettings):
-    """Settings of the log, the archive and the generations; each is an environment variable."""
+    """Settings of log, archive, generations and object storage; each an environment variable."""
 
-    model_config = SettingsConfigDict(env_prefix="", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     leoma_home: Path = Field(Path("data"), description="Directory of all embedded state.")
     log_url: str = Field(
         "", description="The log: `sqlite:///path`. Empty: `LEOMA_HOME/log/log.sqlite`."
     )
     warehouse_url: str = Field(
-        "", description="Generations and archive: a directory. Empty: `LEOMA_HOME/warehouse`."
+        "",
+        description="Generations and archive: a directory, or `s3://bucket/prefix` for a bucket "
+        "with a working copy in `LEOMA_HOME/warehouse`. Empty: `LEOMA_HOME/warehouse` alone.",
     )
     log_queue_bytes_max: int = Field(
         64 * 2**20,
@@ -54,13 +64,65 @@ class WarehouseSettings(BaseSettings):
     publish_lock_seconds_max: float = Field(
         120.0, gt=0, description="How long a run waits for another one that is publishing."
     )
+    warehouse_poll_seconds: float = Field(
+        2.0, gt=0, description="How often a node asks the bucket for a newer generation."
+    )
+    s3_endpoint_url: str = Field(
+        "",
+        repr=False,
+        description="Object storage that speaks S3: `https://...`, without a bucket. Empty: AWS.",
+    )
+    s3_region: str = Field(
+        "auto",
+        min_length=1,
+        description="Its region. Cloudflare R2: `auto`; AWS wants the real one.",
+    )
+    s3_addressing_style: Literal["path", "virtual"] = Field(
+        "path", description="Whether a bucket's name is in the path or in the host name."
+    )
+    s3_samples_bucket: str = Field(
+        "",
+        description="Bucket of the miners' videos and of evaluation results. Empty: links are null "
+        "and results wait in the outbox.",
+    )
+    s3_read_access_key_id: str = Field(
+        "", repr=False, description="Key that may read; it signs links. Empty: boto3's own chain."
+    )
+    s3_read_secret_access_key: SecretStr = Field(
+        SecretStr(""), description="Its secret. Never shown."
+    )
+    s3_write_access_key_id: str = Field(
+        "", repr=False, description="Key that may write and list. Empty: boto3's own chain."
+    )
+    s3_write_secret_access_key: SecretStr = Field(
+        SecretStr(""), description="Its secret. Never shown."
+    )
+    s3_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="How long object storage may take to connect, and between two bytes.",
+    )
+    s3_transfer_seconds_max: float = Field(
+        120.0, gt=0, description="How long one object may take as a whole."
+    )
+    s3_attempts_max: int = Field(
+        3, gt=0, le=10, description="How often a request to object storage is put before it fails."
+    )
 
     @model_validator(mode="after")
-    def _only_embedded_storage(self) -> Self:
+    def _known_storage(self) -> Self:
         if self.log_url and not self.log_url.startswith("sqlite:///"):
             raise ValueError("LOG_URL: only sqlite:///path is implemented")
-        if "://" in self.warehouse_url:
-            raise ValueError("WAREHOUSE_URL: only a directory is implemented")
+        if "://" in self.warehouse_url and not BUCKET_URL.fullmatch(self.warehouse_url):
+            raise ValueError("WAREHOUSE_URL: give a directory or s3://bucket/prefix")
+        if self.s3_endpoint_url and not self.s3_endpoint_url.startswith(("http://", "https://")):
+            raise ValueError("S3_ENDPOINT_URL: give an http:// or https:// address")
+        for name, key_id, secret in (
+            ("S3_READ", self.s3_read_access_key_id, self.s3_read_secret_access_key),
+            ("S3_WRITE", self.s3_write_access_key_id, self.s3_write_secret_access_key),
+        ):
+            if bool(key_id) != bool(secret.get_secret_value()):
+                raise ValueError(f"{name}_ACCESS_KEY_ID and its secret: give both or neither")
         return self
 
     @property
@@ -72,6 +134,19 @@ class WarehouseSettings(BaseSettings):
 
     @property
     def warehouse_path(self) -> Path:
-        """The directory of generations, archive and chain snapshots, absolute."""
-        path = Path(self.warehouse_url) if self.warehouse_url else self.leoma_home / "warehouse"
+        """The directory of generations, archive and chain snapshots, absolute.
+
+        With a bucket it is the working copy of this machine.
+        """
+        is_directory = self.warehouse_url and self.warehouse_bucket is None
+        path = Path(self.warehouse_url) if is_directory else self.leoma_home / "warehouse"
         return path.absolute()
+
+    @property
+    def warehouse_bucket(self) -> tuple[str, str] | None:
+        """Bucket and prefix (empty, or with a slash at its end) of the warehouse, None for none."""
+        found = BUCKET_URL.fullmatch(self.warehouse_url)
+        if found is None:
+            return None
+        prefix = found["prefix"].strip("/")
+        return found["bucket"], f"{prefix}/" if prefix else ""
