@@ -89,12 +89,9 @@ class ObjectServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
+        # Nothing in it is kept, and to end by itself takes it ten seconds.
+        self._process.kill()
+        self._process.wait(10)
         self._output.close()
 
     @property
