@@ -11,11 +11,15 @@ from typing import Any
 import duckdb
 
 from api.snapshot import Snapshots
+from warehouse.generation import archived_rows
 from warehouse.log import LogReader, LogUnavailableError
 from warehouse.records import StoredSample
+from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES
 
+# {votes} and {texts}: the files as they are on this machine. The views in a generation name them
+# as they were where it was made.
 SEQS_OF = """
-    SELECT seq FROM archived_votes
+    SELECT seq FROM ({votes})
     WHERE seq <= $dropped_through
         AND ($task_key IS NULL OR task_key = $task_key)
         AND ($validator_hotkey IS NULL OR validator_hotkey = $validator_hotkey)
@@ -27,8 +31,8 @@ SAMPLES_BY_SEQ = """
     SELECT v.seq, v.received_at_ms, v.validator_hotkey, v.miner_hotkey, v.task_id, t.sample_id,
         v.is_passed, v.confidence, v.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix, t.reasoning,
         t.generated_artifacts
-    FROM (FROM archived_votes WHERE seq IN (SELECT unnest($seqs))) AS v
-    JOIN (FROM archived_texts WHERE seq IN (SELECT unnest($seqs))) AS t USING (seq)
+    FROM (FROM ({votes}) WHERE seq IN (SELECT unnest($seqs))) AS v
+    JOIN (FROM ({texts}) WHERE seq IN (SELECT unnest($seqs))) AS t USING (seq)
     ORDER BY v.seq DESC
 """
 # More than a task can have: 256 validators about 256 miners.
@@ -90,13 +94,18 @@ class History:
         bindings = {name: asked.get(name) for name in columns}
         limits = {"dropped_through": dropped_through, "rows_max": rows_max}
         try:
-            found = self._snapshots.current().ask(SEQS_OF, bindings | limits)
+            snapshot = self._snapshots.current()
+            sources = {
+                "votes": archived_rows(ARCHIVED_VOTES, snapshot.archive.votes),
+                "texts": archived_rows(ARCHIVED_TEXTS, snapshot.archive.texts),
+            }
+            found = snapshot.ask(SEQS_OF.format(**sources), bindings | limits)
             if not found:
                 return []
             seqs = [seq for (seq,) in found]
             return [
                 StoredSample._make(row)
-                for row in self._snapshots.current().ask(SAMPLES_BY_SEQ, {"seqs": seqs})
+                for row in snapshot.ask(SAMPLES_BY_SEQ.format(**sources), {"seqs": seqs})
             ]
         except duckdb.Error as error:
             raise LogUnavailableError(f"the archive does not answer: {error}") from error

@@ -17,7 +17,7 @@ from api import rendering
 from api.caching import RenderedAnswers
 from api.errors import NotReadyError
 from api.settings import ApiSettings
-from warehouse.generation import Generation, Generations, open_generation
+from warehouse.generation import Generation, Generations, archived_files, open_generation
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Snapshot:
         )
         miners = rendering.miners(connection)
         self.miners = {miner["hotkey"]: orjson.dumps(miner) for miner in miners}
+        self.archive = archived_files(generation)
+        self.watermark: int = row["watermark"]
         self.miners_by_uid = {miner["uid"]: self.miners[miner["hotkey"]] for miner in miners}
         self.valid_miners = rendering.miners_list(miners, only_valid=True)
         self.answers = {

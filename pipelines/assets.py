@@ -5,7 +5,7 @@
     metagraph ─┬▶ validators ──────┬─────────▶ scores ─────┐
                └▶ miners ◀─ blacklist          │           ▼
     archived_samples ────┴─────▶ votes ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
-    all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts
+    all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts ─▶ archived_submissions
 
 Assets are thin: each calls one pure rule and says in metadata what an operator wants to see.
 """
@@ -307,6 +307,31 @@ def archived_texts(stores: StoresParam, archived_samples: ArchivedSamples) -> dg
     watermark = stores.archive.manifest().texts_watermark
     return dg.MaterializeResult(
         value=rows, metadata={"dagster/row_count": rows, "texts_watermark": watermark}
+    )
+
+
+@asset(
+    group_name="log",
+    deps=[generation],
+    description="Signed submissions and the acts of admins, as they arrived, in the archive.",
+)
+def archived_submissions(
+    stores: StoresParam, archived_samples: ArchivedSamples, archived_texts: int
+) -> dg.MaterializeResult:
+    archive, log = stores.archive, stores.log
+    watermark = archived_samples.manifest.watermark
+    # As far as the texts have come: what bounds them bounds these.
+    are_texts_behind = archived_texts >= stores.warehouse.archive_texts_per_run_max
+    through = archive.manifest().texts_watermark if are_texts_behind else watermark
+    events = export.export_events(archive, log, watermark)
+    submissions = export.export_submissions(archive, log, through)
+    return dg.MaterializeResult(
+        value=None,
+        metadata={
+            "dagster/row_count": submissions,
+            "events": events,
+            "submissions_watermark": archive.manifest().submissions_watermark,
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""What is done by night: compaction, the archive of signed submissions, and retention.
+"""What is done by night: retention, and compaction of the archive.
 
 The log lets go of a prefix only after the archive was compared with it, record by record.
 """
@@ -21,33 +21,22 @@ FINISHED = [
 StoresParam = dg.ResourceParam[Stores]
 
 
-@asset(group_name="keeping", description="Signed submissions, as they arrived, in the archive.")
-def archived_submissions(stores: StoresParam) -> dg.MaterializeResult:
-    rows = export.export_submissions(stores.archive, stores.log, stores.log.head())
-    return dg.MaterializeResult(
-        value=rows,
-        metadata={
-            "dagster/row_count": rows,
-            "submissions_watermark": stores.archive.manifest().submissions_watermark,
-        },
-    )
-
-
 @asset(
     group_name="keeping",
     # After retention, which looks for the files that the current generation names.
     deps=["retention"],
-    description="Small text files merged, superseded texts dropped.",
+    description="Small files of texts and submissions merged, superseded texts dropped.",
 )
-def compacted_texts(stores: StoresParam) -> dg.MaterializeResult:
+def compacted_archive(stores: StoresParam) -> dg.MaterializeResult:
+    texts = export.compact_texts(stores.archive)
+    evidence = export.compact_evidence(stores.archive)
     return dg.MaterializeResult(
-        value=None, metadata={"files_merged": export.compact_texts(stores.archive)}
+        value=None, metadata={"text_files_merged": texts, "submission_files_merged": evidence}
     )
 
 
 @asset(
     group_name="keeping",
-    deps=[archived_submissions],
     description="Old generations, unnamed archive files, and the archived prefix of the log go.",
 )
 def retention(stores: StoresParam) -> dg.MaterializeResult:
@@ -66,7 +55,7 @@ def retention(stores: StoresParam) -> dg.MaterializeResult:
 
 @asset(
     group_name="keeping",
-    deps=[compacted_texts],
+    deps=[compacted_archive],
     description="Dagster's records of old runs go: the sensor starts thousands a day.",
 )
 def pruned_runs(context: dg.AssetExecutionContext, stores: StoresParam) -> dg.MaterializeResult:
@@ -107,5 +96,6 @@ def _is_served_from_archive(stores: Stores, through: int) -> bool:
     return bool(
         rows[0][0] >= through
         and manifest.texts_watermark >= through
+        and manifest.submissions_watermark >= through
         and stores.generations.archive_files(current) >= texts
     )

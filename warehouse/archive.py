@@ -4,7 +4,8 @@ Votes, the narrow part, are partitioned by task range and hold the newest versio
 it is resolved once, at export, since resolving it in every query costs five to ten times the query.
 Texts, the wide part, are written once and joined by seq. Submissions are the signed evidence. A
 file is immutable; the manifest is replaced atomically and is the only truth about which files
-count. `export` moves records here.
+count. Events, the acts of admins, are kept with the requests that signed them: with the newest
+generation they are what a lost log begins again from. `export` moves records here.
 """
 
 import hashlib
@@ -37,13 +38,17 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A file of records with first_seq <= seq <= last_seq. `file` is relative to the archive."""
+    """A file of records with first_seq <= seq <= last_seq. `file` is relative to the archive.
+
+    `size` in bytes; 0 in manifests from before it was recorded.
+    """
 
     file: str
     first_seq: int
     last_seq: int
     rows: int
     sha256: str
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Manifest:
     """Which files count, and up to where the log is in them.
 
     `votes` maps a partition to its file; `current_samples` counts their rows. `watermark`,
-    `texts_watermark` and `submissions_watermark` are seqs.
+    `texts_watermark`, `submissions_watermark` and `events_watermark` are seqs.
     """
 
     tasks_per_partition: int
@@ -62,6 +67,27 @@ class Manifest:
     texts: tuple[Part, ...] = ()
     submissions_watermark: int = 0
     submissions: tuple[Part, ...] = ()
+    events_watermark: int = 0
+    events: tuple[Part, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Manifest":
+        """Read what `as_json` wrote; raises `ValueError`, `KeyError` or `TypeError`."""
+        fields = json.loads(content)
+        votes = {name: Part(**part) for name, part in fields.pop("votes").items()}
+        texts, submissions, events = (
+            tuple(Part(**part) for part in fields.pop(name, ()))
+            for name in ("texts", "submissions", "events")
+        )
+        return cls(**fields, votes=votes, texts=texts, submissions=submissions, events=events)
+
+    def as_json(self) -> bytes:
+        """Return the one text of this manifest."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return all files that count."""
+        return (*self.votes.values(), *self.texts, *self.submissions, *self.events)
 
     def partition(self, task_id: int | None) -> str:
         """Return the name of the partition that a task belongs to."""
@@ -83,15 +109,7 @@ class Archive:
         an empty one.
         """
         try:
-            content = json.loads(self._manifest_path.read_bytes())
-            return Manifest(
-                **{
-                    **content,
-                    "votes": {name: Part(**part) for name, part in content["votes"].items()},
-                    "texts": tuple(Part(**part) for part in content["texts"]),
-                    "submissions": tuple(Part(**part) for part in content["submissions"]),
-                }
-            )
+            return Manifest.from_json(self._manifest_path.read_bytes())
         except FileNotFoundError:
             return Manifest(self.settings.archive_tasks_per_partition)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -106,7 +124,7 @@ class Archive:
 
     def replace_manifest(self, manifest: Manifest) -> None:
         """Make `manifest` the truth, durably. Only inside `changing()`."""
-        write_durably(self._manifest_path, json.dumps(asdict(manifest), indent=1).encode())
+        write_durably(self._manifest_path, manifest.as_json())
 
     def write(self, folder: str, name: str, rows: pl.DataFrame) -> Part:
         """Write rows with a `seq` column to a new immutable file; durable on return."""
@@ -121,9 +139,8 @@ class Archive:
         first_seq, last_seq = seqs.min(), seqs.max()
         if not isinstance(first_seq, int) or not isinstance(last_seq, int):
             raise ArchiveError(f"nothing to write to {file}")
-        return Part(
-            str(file), first_seq, last_seq, rows.height, hashlib.sha256(content).hexdigest()
-        )
+        digest = hashlib.sha256(content).hexdigest()
+        return Part(str(file), first_seq, last_seq, rows.height, digest, len(content))
 
     def read(self, part: Part) -> pl.DataFrame:
         """Read one file; raises `ArchiveError` when it is gone or is not what was written."""
@@ -159,9 +176,7 @@ class Archive:
         """Remove files that neither the manifest nor `named` holds on to; return how many."""
         with self.changing():
             manifest = self.manifest()
-            files = self.files(manifest)
-            keep = named | {*files.votes, *files.texts}
-            keep |= {self.directory / part.file for part in manifest.submissions}
+            keep = named | {self.directory / part.file for part in manifest.parts()}
             unnamed = [
                 path
                 for path in self.directory.rglob("*.parquet*")

@@ -5,6 +5,7 @@ manifest, in one rename. A crash in between leaves files that nobody names; `Arc
 finds them.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,7 +41,26 @@ SUBMISSION_SCHEMA = pl.Schema(
         "is_evaluation_verified": pl.Boolean,
     }
 )
+# An event and the request that signed it.
+EVENT_SCHEMA = pl.Schema(
+    {
+        "seq": pl.Int64,
+        "received_at_ms": pl.Int64,
+        "kind": pl.String,
+        "subject": pl.String,
+        "detail": pl.String,
+        "admin_hotkey": pl.String,
+        "scheme": pl.Int64,
+        "timestamp": pl.String,
+        "nonce": pl.String,
+        "method": pl.String,
+        "path": pl.String,
+        "signature": pl.Binary,
+        "body": pl.Binary,
+    }
+)
 COMPACT_PART_ROWS = 250_000
+COMPACT_PART_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,52 @@ def compact_texts(archive: Archive) -> int:
     return merged
 
 
+def compact_evidence(archive: Archive) -> int:
+    """Merge runs of small files of submissions and of events; return how many files went."""
+    with archive.changing():
+        manifest = archive.manifest()
+        submissions = _merged(archive, "submissions", manifest.submissions)
+        events = _merged(archive, "events", manifest.events)
+        merged = len(manifest.parts()) - len(manifest.votes) - len(manifest.texts)
+        merged -= len(submissions) + len(events)
+        if merged:
+            archive.replace_manifest(replace(manifest, submissions=submissions, events=events))
+    return merged
+
+
+def _merged(archive: Archive, folder: str, parts: Iterable[Part]) -> tuple[Part, ...]:
+    merged: list[Part] = []
+    for run in _runs_of_bytes(archive, parts):
+        if len(run) == 1:
+            merged += run
+        else:
+            rows = pl.concat([archive.read(part) for part in run])
+            merged.append(archive.write(folder, f"{run[-1].last_seq:012d}", rows))
+    return tuple(merged)
+
+
+def export_events(archive: Archive, log: LogReader, through: int) -> int:
+    """Append all events up to seq `through`, each with its signed request; return how many."""
+    with archive.changing():
+        manifest = archive.manifest()
+        events = log.events_between(manifest.events_watermark, through)
+        if not events:
+            return 0
+        rows = []
+        for event in events:
+            # An event follows the submission that it came with.
+            (submission,) = itertools.chain.from_iterable(
+                log.submissions_between(event.seq - 2, event.seq - 1)
+            )
+            rows.append((*event, *submission[3:10]))
+        last_seq = events[-1].seq
+        part = archive.write("events", f"{last_seq:012d}", _by_columns(rows, EVENT_SCHEMA))
+        archive.replace_manifest(
+            replace(manifest, events=(*manifest.events, part), events_watermark=last_seq)
+        )
+    return len(events)
+
+
 def export_submissions(archive: Archive, log: LogReader, through: int) -> int:
     """Append all signed submissions up to seq `through` to the archive; return how many."""
     exported = 0
@@ -232,6 +298,21 @@ def _runs(parts: Iterable[Part]) -> list[list[Part]]:
             runs[-1].append(part)
         else:
             runs.append([part])
+    return runs
+
+
+def _runs_of_bytes(archive: Archive, parts: Iterable[Part]) -> list[list[Part]]:
+    """Group neighbouring parts so that each group has about `COMPACT_PART_BYTES`."""
+    runs: list[list[Part]] = []
+    run_bytes = 0
+    for part in parts:
+        size = part.size or (archive.directory / part.file).stat().st_size
+        if runs and run_bytes + size <= COMPACT_PART_BYTES:
+            runs[-1].append(part)
+            run_bytes += size
+        else:
+            runs.append([part])
+            run_bytes = size
     return runs
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,9 +62,7 @@ class Generation:
     @property
     def computed_at_ms(self) -> int:
         """The instant in its name, in UTC milliseconds."""
-        stamp = self.snapshot_id.split("-")[0]
-        seconds = datetime.strptime(stamp[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-        return int(seconds) * 1000 + int(stamp[15:18])
+        return computed_at_ms(self.snapshot_id)
 
 
 @dataclass(frozen=True)
@@ -139,14 +137,16 @@ class Generations:
         tables: Mapping[str, pa.Table],
         info: Mapping[str, object],
         archive: ArchiveFiles | None = None,
+        before_current: Callable[[Generation], None] | None = None,
     ) -> Generation:
         """Build a generation from all computed tables and make it the current one.
 
         `info` has the columns of `tables.GENERATION` but snapshot_id, computed_at_ms and
-        tables_sha256, which are made here. On return every reader that looks finds the new
-        generation, also after a power cut. Raises `StaleRunError` when the current generation
-        counts more of the log or was made from a later metagraph, `GenerationError` when tables are
-        missing or do not fit.
+        tables_sha256, which are made here. `before_current` is called with the whole generation
+        just before it becomes current; what it raises keeps that from happening. On return every
+        reader that looks finds the new generation, also after a power cut. Raises `StaleRunError`
+        when the current generation counts more of the log or was made from a later metagraph,
+        `GenerationError` when tables are missing or do not fit.
         """
         ordered = [(table, _fitting(tables, table)) for table in COMPUTED_TABLES]
         digest = tables_sha256(ordered)
@@ -161,30 +161,74 @@ class Generations:
             # Without a pointer nobody can tell which were published: then none is removed.
             for orphan in set(self._built()) - set(self.kept()) if newest else ():
                 self._remove(orphan)
-            computed_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
-            instant = datetime.fromtimestamp(computed_at_ms // 1000, UTC)
+            made_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
+            instant = datetime.fromtimestamp(made_at_ms // 1000, UTC)
             generation = self._generation(
-                f"{instant:%Y%m%dT%H%M%S}{computed_at_ms % 1000:03d}Z-{digest[:8]}"
+                f"{instant:%Y%m%dT%H%M%S}{made_at_ms % 1000:03d}Z-{digest[:8]}"
             )
             row = {
                 **info,
                 "snapshot_id": generation.snapshot_id,
-                "computed_at_ms": computed_at_ms,
+                "computed_at_ms": made_at_ms,
                 "tables_sha256": digest,
             }
             info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
             archive = archive or ArchiveFiles()
             self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
-            self._point_to(generation, made_from, archive)
+            names = json.dumps(self._archive_names(archive)).encode()
+            write_durably(generation.path.with_suffix(".json"), names)
+            try:
+                if before_current is not None:
+                    before_current(generation)
+            except BaseException:
+                self._remove(generation)
+                raise
+            self._point_to(generation, made_from)
         return generation
+
+    def adopt(
+        self, snapshot_id: str, made_from: Mapping[str, int], bring: Callable[[Generation], None]
+    ) -> bool:
+        """Make a generation from elsewhere the current one; tell whether that was done.
+
+        It is not done where the current one is as new or newer: what is served never goes back.
+        `made_from` has watermark and metagraph_synced_at_ms; `bring` puts the file, and beside it
+        the list of archive files, where they belong.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = self.settings.warehouse_path / "publish.lock"
+        # Held meanwhile: a run would take a file that no pointer names for a dead run's.
+        with locked(lock, self.settings.publish_lock_seconds_max):
+            pointed = self._pointed()
+            if pointed and pointed["snapshot_id"] >= snapshot_id:
+                return False
+            try:
+                self._refuse_stale(made_from)
+            except StaleRunError:
+                return False
+            generation = self._generation(snapshot_id)
+            bring(generation)
+            self._point_to(generation, made_from)
+        return True
 
     def archive_files(self, generation: Generation) -> set[Path]:
         """Return the archive's files that a generation's views read."""
         try:
-            names: list[str] = json.loads(generation.path.with_suffix(".json").read_bytes())
+            files = archived_files(generation)
         except FileNotFoundError:
             return set()
-        return {Path(name) for name in names}
+        return {*files.votes, *files.texts}
+
+    def _archive_names(self, archive: ArchiveFiles) -> dict[str, list[str]]:
+        """Return the files' names below the archive, so that they hold on any machine."""
+        directory = self.settings.warehouse_path / "archive"
+        return {
+            name: [
+                str(path.relative_to(directory) if path.is_relative_to(directory) else path)
+                for path in paths
+            ]
+            for name, paths in (("votes", archive.votes), ("texts", archive.texts))
+        }
 
     def retain(self) -> tuple[int, set[Path]]:
         """Remove generations past their time; return how many, and the archive files still named.
@@ -192,19 +236,8 @@ class Generations:
         Kept: the current one, the newest `generations_kept`, and the last of every hour for
         `generations_hourly_days`.
         """
-        current, kept = self.current(), self.kept()
-        horizon_ms = (
-            time.time_ns() // 1_000_000 - self.settings.generations_hourly_days * 86_400_000
-        )
-        keep = {generation.snapshot_id for generation in kept[: self.settings.generations_kept]}
-        if current:
-            keep.add(current.snapshot_id)
-        hours: set[int] = set()
-        for generation in kept:
-            hour = generation.computed_at_ms // HOUR_MS
-            if generation.computed_at_ms >= horizon_ms and hour not in hours:
-                hours.add(hour)
-                keep.add(generation.snapshot_id)
+        kept = self.kept()
+        keep = to_keep([generation.snapshot_id for generation in kept], self.settings)
         named: set[Path] = set()
         for generation in kept:
             if generation.snapshot_id in keep:
@@ -258,11 +291,7 @@ class Generations:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _point_to(
-        self, generation: Generation, made_from: Mapping[str, int], archive: ArchiveFiles
-    ) -> None:
-        files = [str(path) for path in (*archive.votes, *archive.texts)]
-        write_durably(generation.path.with_suffix(".json"), json.dumps(files).encode())
+    def _point_to(self, generation: Generation, made_from: Mapping[str, int]) -> None:
         pointed = {"snapshot_id": generation.snapshot_id, **made_from}
         # From this rename on the new generation is the current one, whatever crashes.
         write_durably(self.pointer, json.dumps(pointed).encode())
@@ -281,6 +310,48 @@ class Generations:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
                     path.unlink()
+
+
+def computed_at_ms(snapshot_id: str) -> int:
+    """Return the instant in a generation's name, in UTC milliseconds."""
+    stamp = snapshot_id.split("-", maxsplit=1)[0]
+    seconds = datetime.strptime(stamp[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    return int(seconds) * 1000 + int(stamp[15:18])
+
+
+def to_keep(snapshot_ids: Sequence[str], settings: WarehouseSettings) -> set[str]:
+    """Return which of these generations are kept; the ids come newest first, the current one first.
+
+    The newest `generations_kept`, and the last of every hour for `generations_hourly_days`.
+    """
+    horizon_ms = time.time_ns() // 1_000_000 - settings.generations_hourly_days * 86_400_000
+    keep = set(snapshot_ids[: settings.generations_kept])
+    hours: set[int] = set()
+    for snapshot_id in snapshot_ids:
+        instant_ms = computed_at_ms(snapshot_id)
+        hour = instant_ms // HOUR_MS
+        if instant_ms >= horizon_ms and hour not in hours:
+            hours.add(hour)
+            keep.add(snapshot_id)
+    return keep
+
+
+def archived_files(generation: Generation) -> ArchiveFiles:
+    """Return the archive's files of a generation, where they are on this machine.
+
+    The views in its file name them as they were where it was made. Raises `FileNotFoundError`.
+    """
+    names = json.loads(generation.path.with_suffix(".json").read_bytes())
+    if isinstance(names, list):  # as version 0.1.0 wrote it
+        names = {
+            "votes": [name for name in names if "/archive/votes/" in name],
+            "texts": [name for name in names if "/archive/texts/" in name],
+        }
+    directory = generation.path.parent.parent / "archive"
+    # An absolute name stays what it is.
+    return ArchiveFiles(
+        *(tuple(directory / name for name in names[part]) for part in ("votes", "texts"))
+    )
 
 
 def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
@@ -325,10 +396,15 @@ def archive_views(archive: ArchiveFiles) -> list[str]:
 
 
 def _view(declared: Table, files: Sequence[Path]) -> str:
+    return f"CREATE VIEW {declared.name} AS {archived_rows(declared, files)}"
+
+
+def archived_rows(declared: Table, files: Sequence[Path]) -> str:
+    """Return the query for all rows of one part of the archive."""
     if not files:
         columns = ", ".join(f'NULL::{c.kind.value} AS "{c.name}"' for c in declared.columns)
-        return f"CREATE VIEW {declared.name} AS SELECT {columns} WHERE false"
-    return f"CREATE VIEW {declared.name} AS FROM read_parquet({_sql_list(files)})"
+        return f"SELECT {columns} WHERE false"
+    return f"FROM read_parquet({_sql_list(files)})"
 
 
 def _sql_list(paths: Sequence[Path]) -> str:

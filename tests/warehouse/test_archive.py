@@ -1,19 +1,26 @@
+import json
 import os
 import time
 from dataclasses import replace
 
 import polars as pl
 import pytest
+import zstandard
 
+from tests.builders import signed_request
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.archive import Archive, ArchiveError
 from warehouse.export import (
+    compact_evidence,
     compact_texts,
     differences,
+    export_events,
     export_submissions,
     export_texts,
     export_votes,
 )
+from warehouse.hotkeys import signed_message, verify
+from warehouse.records import Event, admin_state
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
 
@@ -34,6 +41,7 @@ def export_all(archive, log, rows_max=10**6):
     export_votes(archive, log, log.head())
     export_texts(archive, log, log.head(), rows_max)
     export_submissions(archive, log, log.head())
+    export_events(archive, log, log.head())
 
 
 def rows(archive):
@@ -224,3 +232,66 @@ def test_files_that_nobody_names_go_once_they_are_old(log, archive):
     assert len(rows(archive)) == 2
     assert rows(archive)[0][0] == 2
     assert hotkey("a") in archive.votes(archive.manifest())["miner_hotkey"].to_list()
+
+
+def announce(log, task_id):
+    body = json.dumps({"task_id": task_id}).encode()
+    return log.announce_task(signed_request("admin", body, path="/tasks"), task_id).result(30)
+
+
+def test_events_are_archived_with_the_requests_that_signed_them(log, archive):
+    announce(log, 7)
+    append(log, sample("a", 1))
+    log.add_to_blacklist(request("admin"), hotkey("v1"), "copies").result(30)
+    assert export_events(archive, log, 2) == 1
+    assert export_events(archive, log, log.head()) == 1
+    assert export_events(archive, log, log.head()) == 0
+    found = pl.concat([archive.read(part) for part in archive.manifest().events])
+    events = [Event._make(row) for row in found.select(found.columns[:6]).rows()]
+    assert admin_state(events) == log.admin_state()
+    for row in found.iter_rows(named=True):
+        message = signed_message(
+            scheme=row["scheme"],
+            method=row["method"],
+            path=row["path"],
+            body=zstandard.decompress(row["body"]),
+            timestamp=row["timestamp"],
+            nonce=row["nonce"],
+        )
+        assert verify(row["admin_hotkey"], row["signature"], message)
+
+
+def test_small_files_of_evidence_are_merged_and_nothing_of_them_is_lost(log, archive, monkeypatch):
+    for number in range(6):
+        append(log, sample("a", number))
+        announce(log, 100 + number)
+        export_all(archive, log)
+    before = archive.manifest()
+    read = [archive.read(part) for part in before.submissions]
+    assert len(read) == 6
+    monkeypatch.setattr("warehouse.export.COMPACT_PART_BYTES", 3 * before.submissions[0].size)
+    assert compact_evidence(archive) > 0
+    after = archive.manifest()
+    assert 1 < len(after.submissions) < 6
+    assert pl.concat([archive.read(part) for part in after.submissions]).equals(pl.concat(read))
+    assert sum(part.rows for part in after.events) == 6
+    assert differences(archive, log, log.head()) == []
+    # Merged files are smaller than their parts, so that more may fit; it comes to an end.
+    while compact_evidence(archive):
+        pass
+    assert differences(archive, log, log.head()) == []
+
+
+def test_a_manifest_of_the_first_release_is_read(log, archive):
+    append(log, sample())
+    export_all(archive, log)
+    document = json.loads(archive.manifest().as_json())
+    for name in ("events", "events_watermark"):
+        del document[name]
+    for part in [*document["votes"].values(), *document["texts"], *document["submissions"]]:
+        del part["size"]
+    (archive.directory / "manifest.json").write_text(json.dumps(document))
+    assert archive.manifest().watermark == 2
+    assert compact_evidence(archive) == 0
+    announce(log, 7)
+    assert export_events(archive, log, log.head()) == 1

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -11,9 +12,11 @@ import pytest
 from tests.warehouse.builders import settings
 from warehouse.generation import (
     ArchiveFiles,
+    Generation,
     GenerationError,
     Generations,
     StaleRunError,
+    archived_files,
     open_generation,
 )
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION, Kind
@@ -284,3 +287,66 @@ def test_retention_keeps_what_any_kept_generation_names(generations, tmp_path):
     assert generations.retain() == (0, {old, new})
     with open_generation(generations.current()) as connection:
         assert connection.execute("SELECT seq FROM samples").fetchall() == [(2,)]
+
+
+def test_the_archive_files_of_a_generation_are_found_where_the_warehouse_was_moved_to(
+    generations, tmp_path
+):
+    archive = generations.settings.warehouse_path / "archive"
+    (archive / "votes").mkdir(parents=True)
+    votes = parquet(archive / "votes" / "v.parquet", ARCHIVED_VOTES, seq=1)
+    elsewhere = parquet(tmp_path / "t.parquet", ARCHIVED_TEXTS, seq=1)
+    published = generations.publish(EMPTY, info(), ArchiveFiles((votes,), (elsewhere,)))
+    assert archived_files(published) == ArchiveFiles((votes,), (elsewhere,))
+    moved = generations.settings.warehouse_path.rename(tmp_path / "moved")
+    there = Generation(published.snapshot_id, moved / "generations" / published.path.name)
+    assert archived_files(there).votes == (moved / "archive" / "votes" / "v.parquet",)
+
+
+def test_a_list_of_archive_files_of_the_first_release_is_read(generations):
+    published = generations.publish(EMPTY, info())
+    names = ["/old/archive/votes/0/a.parquet", "/old/archive/texts/b.parquet"]
+    published.path.with_suffix(".json").write_text(json.dumps(names))
+    assert archived_files(published) == ArchiveFiles((Path(names[0]),), (Path(names[1]),))
+
+
+def test_what_keeps_a_generation_from_becoming_current_leaves_nothing(generations):
+    first = generations.publish(EMPTY, info())
+
+    def refuse(generation):
+        assert generation.path.exists()
+        assert generations.current() == first
+        raise GenerationError("not here")
+
+    with pytest.raises(GenerationError, match="not here"):
+        generations.publish(EMPTY, info(), before_current=refuse)
+    assert generations.current() == first
+    assert {path.stem for path in generations.directory.iterdir()} == {first.snapshot_id}
+
+
+def test_a_generation_from_elsewhere_becomes_current_unless_ours_is_newer(generations, tmp_path):
+    away = Generations(settings(tmp_path / "away"))
+    older = away.publish(EMPTY, info(watermark=5))
+    ours = generations.publish(EMPTY, info(watermark=6))
+    newer = away.publish(EMPTY, info(watermark=7))
+
+    def bring_from(source):
+        def bring(generation):
+            for suffix in (".duckdb", ".json"):
+                content = source.path.with_suffix(suffix).read_bytes()
+                generation.path.with_suffix(suffix).write_bytes(content)
+
+        return bring
+
+    made_from = {"watermark": 5, "metagraph_synced_at_ms": 0}
+    assert not generations.adopt(older.snapshot_id, made_from, bring_from(older))
+    assert generations.current() == ours
+    # A watermark that went back never becomes current, however new the name is.
+    assert not generations.adopt(newer.snapshot_id, made_from, bring_from(newer))
+    made_from = {"watermark": 7, "metagraph_synced_at_ms": 10**15}
+    assert generations.adopt(newer.snapshot_id, made_from, bring_from(newer))
+    assert generations.current().snapshot_id == newer.snapshot_id
+    assert generations.made_from() == (7, 10**15)
+    with open_generation(generations.current()) as connection:
+        assert connection.execute("SELECT watermark FROM generation").fetchall() == [(7,)]
+    assert not generations.adopt(newer.snapshot_id, made_from, bring_from(newer))
