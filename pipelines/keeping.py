@@ -82,6 +82,10 @@ def drop_archived(stores: Stores) -> int:
             f"{len(found)} differences between log and archive, nothing was dropped: {found[:5]}"
         )
     return stores.log.drop_through(through)
+    if stores.warehouse.s3_samples_bucket:
+        # What waits for object storage is read from the log.
+        waiting = stores.log.oldest_waiting_submission()
+        through = through if waiting is None else min(through, waiting - 1)
 
 
 def _is_served_from_archive(stores: Stores, through: int) -> bool:

@@ -1,9 +1,11 @@
 """Which log the settings name. A further backend is added here, not in api/ or pipelines/."""
 
-from warehouse.log import Log, LogKeeper
+from warehouse.log import Log, LogKeeper, LogReader, Outbox
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_outbox import SqliteOutbox
+from warehouse.sqlite_reads import SqliteReader
 
 
 def open_log(settings: WarehouseSettings) -> Log:
@@ -14,3 +16,13 @@ def open_log(settings: WarehouseSettings) -> Log:
 def open_kept_log(settings: WarehouseSettings) -> LogKeeper:
     """Open the log to read and to keep; raises `LogUnavailableError`."""
     return SqliteKeeper(settings)
+
+
+def open_read_log(settings: WarehouseSettings) -> LogReader:
+    """Open the log to read only; raises `LogUnavailableError`."""
+    return SqliteReader(settings)
+
+
+def open_outbox(settings: WarehouseSettings) -> Outbox:
+    """Open what waits for object storage; raises `LogUnavailableError`."""
+    return SqliteOutbox(settings)

@@ -119,6 +119,52 @@ class SubmissionRow(NamedTuple):
     is_evaluation_verified: bool | None
 
 
+class Submitted(NamedTuple):
+    """What one submission said: its samples in its order, and the evaluation signature as given."""
+
+    evaluation_signature: str | None
+    samples: list[Sample]
+
+
+class Backlog(NamedTuple):
+    """Evaluation results that wait for object storage: how many, the oldest since when (UTC ms)."""
+
+    depth: int
+    oldest_queued_at_ms: int | None
+
+
+class Claim(NamedTuple):
+    """An evaluation result in one courier's hands: the newest submission when it was taken.
+
+    `attempts`: failed uploads so far. `token` tells this claim from all others.
+    """
+
+    task_id: int
+    validator_hotkey: str
+    submission_seq: int
+    attempts: int
+    token: str
+
+
+class Failure(NamedTuple):
+    """An upload that failed: why, and after how many seconds it may be tried again."""
+
+    claim: Claim
+    error: str
+    delay_seconds: float
+
+
+class OutboxStatus(NamedTuple):
+    """What waits in the outbox. `attempts_max` and the last failure are of what still waits."""
+
+    depth: int
+    oldest_queued_at_ms: int | None
+    in_flight: int
+    attempts_max: int
+    last_error: str | None
+    last_failed_at_ms: int | None
+
+
 class LogWriter(Protocol):
     """Appends. One per process; threads share it."""
 
@@ -212,8 +258,14 @@ class LogReader(Protocol):
     def dropped_through(self) -> int:
         """Return the seq through which samples have left the log for the archive, 0 for none."""
 
-    def outbox_depth(self) -> int:
-        """Return how many evaluation results wait for object storage."""
+    def submitted(self, submission_seq: int) -> Submitted | None:
+        """Return what one submission said, None where the log does not have it (any more)."""
+
+    def backlog(self, counted_max: int) -> Backlog:
+        """Return how much waits for object storage. Cheap: the count ends at `counted_max`."""
+
+    def oldest_waiting_submission(self) -> int | None:
+        """Return the lowest seq of a submission whose evaluation result waits, None for none."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -229,8 +281,43 @@ class LogKeeper(LogReader, Protocol):
     def drop_through(self, seq: int) -> int:
         """Take samples and their submissions with seqs <= `seq` out; return how many records left.
 
-        The caller vouches that the archive holds them and was verified. Events stay.
+        The caller vouches that the archive holds them and was verified. Events stay. An evaluation
+        result that waits for such a submission waits no longer.
         """
 
     def check(self) -> list[str]:
         """Verify the whole log: no gap, no orphan, every signature. Return what is wrong."""
+
+
+class Outbox(Protocol):
+    """Evaluation results on their way to object storage. One thread uses it.
+
+    A result is claimed for OUTBOX_LEASE_SECONDS, and again with each `renew`; after that another
+    may claim it. A submission that replaces the claimed one waits until the claim ends, so that one
+    upload at most is under way for an object. All methods raise `LogUnavailableError`.
+    """
+
+    def claim(self, limit: int) -> list[Claim]:
+        """Take up to `limit` results that are due, the longest due first."""
+
+    def renew(self, claims: Sequence[Claim]) -> None:
+        """Keep what was claimed for another lease."""
+
+    def done(self, claims: Sequence[Claim]) -> None:
+        """Forget what was uploaded; what has a newer submission by now is due at once.
+
+        So is what somebody else had claimed meanwhile: these uploads may have come after theirs,
+        and have put an older version in the place of a newer one.
+        """
+
+    def failed(self, failures: Sequence[Failure]) -> None:
+        """Note what went wrong. What was claimed by others is due again, as for `done`."""
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give back what was claimed and not begun."""
+
+    def status(self) -> OutboxStatus:
+        """Return what waits. Reads all of it."""
+
+    def close(self) -> None:
+        """Let go of everything."""

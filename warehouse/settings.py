@@ -111,6 +111,31 @@ class WarehouseSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_storage(self) -> Self:
+    outbox_concurrency_max: int = Field(
+        8, gt=0, le=32, description="Evaluation results that one courier uploads at the same time."
+    )
+    outbox_lease_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="How long a result stays with a courier that says nothing more, before another "
+        "takes it.",
+    )
+    outbox_retry_seconds_max: float = Field(
+        300.0, gt=0, description="The longest wait before a failed upload is tried again."
+    )
+    outbox_probe_seconds_max: float = Field(
+        15.0,
+        gt=0,
+        description="While every upload fails, one is tried after a wait of at most this long.",
+    )
+    outbox_poll_seconds: float = Field(
+        0.5, gt=0, description="How often a courier looks for results when none waits."
+    )
+    outbox_stale_seconds: int = Field(
+        600,
+        gt=0,
+        description="When a result waits for longer than this, `/health` says degraded.",
+    )
         if self.log_url and not self.log_url.startswith("sqlite:///"):
             raise ValueError("LOG_URL: only sqlite:///path is implemented")
         if "://" in self.warehouse_url and not BUCKET_URL.fullmatch(self.warehouse_url):

@@ -21,6 +21,13 @@ DROPS = (
     "DELETE FROM samples WHERE seq <= ?",
     "DELETE FROM submissions WHERE seq <= ? AND sample_count > 0",
 )
+# Found by their keys: the outbox may be long, and this happens for every chunk.
+DROP_RESULTS = """
+    DELETE FROM outbox WHERE submission_seq <= ?1 AND (task_id, validator_hotkey) IN (
+        SELECT s.task, v.hotkey FROM samples AS s CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+        WHERE s.seq <= ?1
+    )
+"""
 DROP_TEXTS = "DELETE FROM sample_texts WHERE seq <= ?"
 COUNT_ABOVE = """
     SELECT (SELECT count(*) FROM submissions WHERE seq > ?1)
@@ -137,6 +144,7 @@ def _drop_chunk(connection: apsw.Connection, floor: int) -> int:
     dropped = 0
     with connection:
         connection.execute(RAISE_FLOOR, (floor, floor))
+        connection.execute(DROP_RESULTS, (floor,))
         for statement in DROPS:
             connection.execute(statement, (floor,))
             dropped += connection.changes()

@@ -7,8 +7,8 @@ from typing import Any
 
 import apsw
 
-from warehouse.log import SubmissionRow, TextRow, VoteRow
-from warehouse.records import AdminState, Event, StoredSample, admin_state
+from warehouse.log import Backlog, SubmissionRow, Submitted, TextRow, VoteRow
+from warehouse.records import AdminState, Event, Sample, StoredSample, admin_state
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_schema import connect, create_log, translated_errors
 
@@ -105,6 +105,21 @@ SUBMISSIONS = """
     SELECT seq, received_at_ms, hotkey, scheme, timestamp, nonce, method, path, signature, body,
         sample_count, evaluation_signature, is_evaluation_verified
     FROM submissions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+SUBMITTED = "SELECT evaluation_signature, sample_count FROM submissions WHERE seq = ?"
+SAMPLES_AS_SUBMITTED = """
+    SELECT m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT),
+        t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
+        t.reasoning, t.original_artifacts, t.generated_artifacts, t.presentation_order,
+        t.evaluation_signature
+    FROM samples AS s CROSS JOIN sample_texts AS t USING (seq)
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.seq > ?1 AND s.seq <= ?1 + ?2 ORDER BY s.seq
+"""
+# The age comes from an index, and so does the count, which goes only so far.
+BACKLOG = """
+    SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT ?)),
+        (SELECT min(queued_at_ms) FROM outbox)
 """
 LAST_SEQ_BEFORE = """
     SELECT seq + max(sample_count, 1) FROM submissions
@@ -206,8 +221,22 @@ class SqliteReader:
     def dropped_through(self) -> int:
         return int(self._one("SELECT dropped_through FROM retention"))
 
-    def outbox_depth(self) -> int:
-        return int(self._one("SELECT count(*) FROM outbox"))
+    def submitted(self, submission_seq: int) -> Submitted | None:
+        found = self._rows(SUBMITTED, (submission_seq,))
+        if not found:
+            return None
+        signature, count = found[0]
+        rows = self._rows(SAMPLES_AS_SUBMITTED, (submission_seq, count))
+        samples = [Sample._make([*row[:4], bool(row[4]), *row[5:]]) for row in rows]
+        # Retention may have come in between.
+        return Submitted(signature, samples) if len(samples) == count else None
+
+    def backlog(self, counted_max: int) -> Backlog:
+        return Backlog._make(self._rows(BACKLOG, (counted_max,))[0])
+
+    def oldest_waiting_submission(self) -> int | None:
+        oldest: int | None = self._one("SELECT min(submission_seq) FROM outbox")
+        return oldest
 
     def close(self) -> None:
         with self._guard:

@@ -1,7 +1,8 @@
 """The log as a SQLite file: its schema, and how a connection to it is opened.
 
 The database itself refuses what the contract forbids: triggers stop updates and deletes, and seqs
-only grow. `sqlite_reads` asks, `sqlite_log` appends, `sqlite_keeper` checks and drops.
+only grow. `sqlite_reads` asks, `sqlite_log` appends, `sqlite_keeper` checks and drops, and
+`sqlite_outbox` hands out what waits for object storage.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import apsw
 from warehouse.files import fsync_path, locked
 from warehouse.log import LogUnavailableError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 5_000
 # The commit that reaches this many WAL pages (128 MiB) also moves them into the file, under the
 # same lock as the commit, so that no two connections ever checkpoint at once.
@@ -91,15 +92,6 @@ CREATE TABLE spent_signatures (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX spent_signatures_by_age ON spent_signatures (spent_at_ms);
 
--- Evaluation results that wait for object storage: the newest submission a task and validator.
-CREATE TABLE outbox (
-    task_id INTEGER NOT NULL,
-    validator_hotkey TEXT NOT NULL,
-    submission_seq INTEGER NOT NULL,
-    queued_at_ms INTEGER NOT NULL,
-    PRIMARY KEY (task_id, validator_hotkey)
-) STRICT, WITHOUT ROWID;
-
 -- One row: samples and their submissions up to here have left for the archive.
 CREATE TABLE retention (dropped_through INTEGER NOT NULL) STRICT;
 INSERT INTO retention VALUES (0);
@@ -114,6 +106,37 @@ BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER submissions_never_replaced BEFORE INSERT ON submissions
 WHEN EXISTS (SELECT 1 FROM submissions WHERE signature = NEW.signature)
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+
+# Evaluation results that wait for object storage: the newest submission a task and validator.
+# `due_at_ms` is when somebody may take one: now when it is queued, the end of the lease while it is
+# in flight, the end of the wait after a failure.
+OUTBOX = """
+CREATE TABLE outbox (
+    task_id INTEGER NOT NULL,
+    validator_hotkey TEXT NOT NULL,
+    submission_seq INTEGER NOT NULL,
+    queued_at_ms INTEGER NOT NULL,
+    due_at_ms INTEGER NOT NULL,
+    claim TEXT,
+    must_repeat INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    last_error TEXT,
+    failed_at_ms INTEGER,
+    PRIMARY KEY (task_id, validator_hotkey)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX outbox_due ON outbox (due_at_ms);
+CREATE INDEX outbox_queued ON outbox (queued_at_ms);
+"""
+# Of a result whose submission has left there is nothing to upload any more.
+FROM_1_TO_2 = f"""
+ALTER TABLE outbox RENAME TO outbox_1;
+{OUTBOX}
+INSERT INTO outbox (task_id, validator_hotkey, submission_seq, queued_at_ms, due_at_ms)
+SELECT task_id, validator_hotkey, submission_seq, queued_at_ms, queued_at_ms FROM outbox_1
+WHERE submission_seq > (SELECT dropped_through FROM retention);
+DROP TABLE outbox_1;
+PRAGMA user_version = 2;
 """
 
 # A seq at or below the greatest one would rewrite history, also by INSERT OR REPLACE. A submission
@@ -166,6 +189,7 @@ def schema_statements() -> str:
     return "".join(
         [
             TABLES,
+            OUTBOX,
             *(APPEND_ONLY.format(table=table) for table in (*archived, "events")),
             *(AFTER_ALL_OTHERS.format(table=table) for table in ("submissions", "events")),
             *(DELETED_ONCE_ARCHIVED.format(table=table) for table in archived),
@@ -193,7 +217,8 @@ def lock_path(path: Path) -> Path:
 def create_log(path: Path, lock_seconds_max: float) -> None:
     """Create the log at `path` unless it is there; several processes may call this at once.
 
-    Raises `LogUnavailableError` when the file cannot be made or has another version's schema.
+    A log of an earlier version becomes one of this version, whole or not at all. Raises
+    `LogUnavailableError` when the file cannot be made or has a later version's schema.
     """
     with translated_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,6 +231,9 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
                     with connection:
                         connection.execute(schema_statements())
                     fsync_path(path.parent)
+                elif version == 1:
+                    with connection:
+                        connection.execute(FROM_1_TO_2)
                 elif version != SCHEMA_VERSION:
                     raise LogUnavailableError(
                         f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}"

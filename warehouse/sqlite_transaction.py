@@ -44,9 +44,11 @@ FIND_HOTKEY = "SELECT id FROM hotkeys WHERE hotkey = ?"
 INSERT_HOTKEY = "INSERT INTO hotkeys SELECT coalesce(max(id), 0) + 1, ? FROM hotkeys RETURNING id"
 INSERT_TEXTS = "INSERT INTO sample_texts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
+# A newer submission leaves all else as it is: since when the result waits, who has it in flight.
 QUEUE_RESULT = """
-    INSERT INTO outbox VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
-    SET submission_seq = excluded.submission_seq, queued_at_ms = excluded.queued_at_ms
+    INSERT INTO outbox (task_id, validator_hotkey, submission_seq, queued_at_ms, due_at_ms)
+    VALUES (?1, ?2, ?3, ?4, ?4)
+    ON CONFLICT DO UPDATE SET submission_seq = excluded.submission_seq
 """
 
 

@@ -318,15 +318,6 @@ def test_a_caller_that_gave_up_stores_nothing(log):
     assert log.head() == 2 * (50 - cancelled) + 2
 
 
-def test_evaluation_results_wait_in_the_outbox_newest_version_only(log):
-    append(log, sample("a", 1), sample("b", 1), sample("a", 2), sample("a", "legacy"))
-    append(log, sample("a", 1))
-    append(log, sample("a", 1), signer="other")
-    assert log.outbox_depth() == 3
-    rows = raw(log).execute("SELECT task_id, submission_seq FROM outbox").fetchall()
-    assert sorted(rows) == [(1, 6), (1, 8), (2, 1)]
-
-
 def test_the_evaluation_signature_is_kept(log):
     signed = request()
     log.append_samples(signed, [sample()], Evaluation("ab", is_verified=False)).result(30)
