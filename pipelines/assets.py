@@ -6,6 +6,7 @@
                └▶ miners ◀─ blacklist          │           ▼
     archived_samples ────┴─────▶ votes ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
     all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts ─▶ archived_submissions
+        ─▶ bucket_archive
 
 Assets are thin: each calls one pure rule and says in metadata what an operator wants to see.
 """
@@ -20,6 +21,7 @@ import polars as pl
 from pipelines import checks, ranking, scoring, weighting
 from pipelines import metagraph as chain
 from pipelines import votes as voting
+from pipelines.bucketing import archive_into_bucket, into_bucket
 from pipelines.chain_snapshots import Synced
 from pipelines.frames import conform
 from pipelines.metagraph import MetagraphError
@@ -256,15 +258,18 @@ def generation(
         "validators": validators, "miners": miners, "blacklist": blacklist, "scores": scores,
         "miner_scores": miner_scores, "verdicts": verdicts, "ranks": ranks, "weights": weights,
     }  # fmt: skip
+    made_from = {
+        "watermark": manifest.watermark,
+        "metagraph_synced_at_ms": metagraph.synced_at_ms,
+    }
     published = stores.generations.publish(
         {name: frame.to_arrow() for name, frame in frames.items()},
         {
             "valid_until_ms": metagraph.synced_at_ms + settings.weights_valid_seconds * SECOND_MS,
-            "watermark": manifest.watermark,
+            **made_from,
             "netuid": metagraph.metagraph.netuid,
             "block": metagraph.metagraph.block,
             "metagraph_snapshot": f"snapshots/{metagraph.name}",
-            "metagraph_synced_at_ms": metagraph.synced_at_ms,
             "latest_task_id": archived_samples.admin.latest_task_id,
             "window_first": scoring_window.first if scoring_window else None,
             "window_last": scoring_window.last if scoring_window else None,
@@ -276,6 +281,7 @@ def generation(
             "code_version": CODE_VERSION,
         },
         stores.archive.files(manifest),
+        before_current=into_bucket(stores, metagraph, manifest, made_from),
     )
     removed, _ = stores.generations.retain()
     return dg.MaterializeResult(
@@ -332,6 +338,17 @@ def archived_submissions(
             "events": events,
             "submissions_watermark": archive.manifest().submissions_watermark,
         },
+    )
+
+
+@asset(
+    group_name="log",
+    deps=[archived_submissions],
+    description="The archive as it is now, in the bucket (where WAREHOUSE_URL is one).",
+)
+def bucket_archive(stores: StoresParam, metagraph: Synced) -> dg.MaterializeResult:
+    return dg.MaterializeResult(
+        value=None, metadata=archive_into_bucket(stores, metagraph.metagraph.netuid)
     )
 
 

@@ -32,6 +32,15 @@ class Synced:
     synced_at_ms: int
     name: str
 
+    def pointed(self) -> dict[str, Any]:
+        """Return what a pointer to it says."""
+        return {
+            "snapshot": self.name,
+            "synced_at_ms": self.synced_at_ms,
+            "block": self.metagraph.block,
+            "genesis_hash": self.metagraph.genesis_hash,
+        }
+
 
 class ChainSnapshots:
     """The chain snapshots of one warehouse. Reads and writes files only when asked to."""
@@ -58,15 +67,10 @@ class ChainSnapshots:
                 raise MetagraphError("a metagraph that was read later is in force already")
             _refuse_regress(last, metagraph.genesis_hash, metagraph.block, chain_genesis)
             name = self._write(metagraph)
-            pointed = {
-                "snapshot": name,
-                "synced_at_ms": synced_at_ms,
-                "block": metagraph.block,
-                "genesis_hash": metagraph.genesis_hash,
-            }
+            synced = Synced(metagraph, synced_at_ms, name)
             # From this rename on it is the newest, whatever crashes.
-            write_durably(self.pointer, json.dumps(pointed).encode())
-        return Synced(metagraph, synced_at_ms, name)
+            write_durably(self.pointer, json.dumps(synced.pointed()).encode())
+        return synced
 
     def refuse_regress(self, genesis_hash: str, block: int, chain_genesis: str = "") -> None:
         """Raise `MetagraphError` for a chain or a block with which `keep` would refuse it."""
@@ -88,6 +92,17 @@ class ChainSnapshots:
         pointed = self._pointed()
         return (pointed["snapshot"], pointed["synced_at_ms"]) if pointed else None
 
+    def content(self, name: str) -> bytes:
+        """Return a snapshot's bytes; raise `MetagraphError` when it is not what was kept."""
+        path = self.directory / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise MetagraphError(f"chain snapshot {path}: {error}") from error
+        if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
+            raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
+        return content
+
     def _pointed(self) -> dict[str, Any] | None:
         try:
             pointed: dict[str, Any] = json.loads(self.pointer.read_bytes())
@@ -108,13 +123,7 @@ class ChainSnapshots:
     def read(self, name: str) -> Metagraph:
         """Read any snapshot by its name; raise `MetagraphError` when it is not what was kept."""
         path = self.directory / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise MetagraphError(f"chain snapshot {path}: {error}") from error
-        if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
-            raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
-        neurons = pl.read_parquet(io.BytesIO(content))
+        neurons = pl.read_parquet(io.BytesIO(self.content(name)))
         if found := violations(neurons, NEURONS):
             raise MetagraphError(f"chain snapshot {path}: {'; '.join(found)}")
         return Metagraph(neurons)

@@ -7,6 +7,7 @@ import time
 
 import dagster as dg
 
+from pipelines.bucketing import archive_into_bucket, retain_in_bucket
 from pipelines.resources import Stores, asset
 from warehouse import export
 from warehouse.archive import ArchiveError
@@ -31,7 +32,12 @@ def compacted_archive(stores: StoresParam) -> dg.MaterializeResult:
     texts = export.compact_texts(stores.archive)
     evidence = export.compact_evidence(stores.archive)
     return dg.MaterializeResult(
-        value=None, metadata={"text_files_merged": texts, "submission_files_merged": evidence}
+        value=None,
+        metadata={
+            "text_files_merged": texts,
+            "submission_files_merged": evidence,
+            **(archive_into_bucket(stores, stores.settings.netuid) if texts or evidence else {}),
+        },
     )
 
 
@@ -49,6 +55,7 @@ def retention(stores: StoresParam) -> dg.MaterializeResult:
             "generations_removed": removed,
             "archive_files_removed": files,
             "records_dropped_from_log": dropped,
+            **retain_in_bucket(stores),
         },
     )
 
@@ -75,6 +82,10 @@ def drop_archived(stores: Stores) -> int:
     if not days:
         return 0
     through = stores.log.newest_submission_before(time.time_ns() // 1_000_000 - days * DAY_MS)
+    if stores.warehouse.s3_samples_bucket:
+        # What waits for object storage is read from the log.
+        waiting = stores.log.oldest_waiting_submission()
+        through = through if waiting is None else min(through, waiting - 1)
     if not _is_served_from_archive(stores, through):
         return 0
     if found := export.differences(stores.archive, stores.log, through):
@@ -82,10 +93,6 @@ def drop_archived(stores: Stores) -> int:
             f"{len(found)} differences between log and archive, nothing was dropped: {found[:5]}"
         )
     return stores.log.drop_through(through)
-    if stores.warehouse.s3_samples_bucket:
-        # What waits for object storage is read from the log.
-        waiting = stores.log.oldest_waiting_submission()
-        through = through if waiting is None else min(through, waiting - 1)
 
 
 def _is_served_from_archive(stores: Stores, through: int) -> bool:

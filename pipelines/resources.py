@@ -15,6 +15,7 @@ from warehouse.archive import Archive
 from warehouse.backends import open_kept_log
 from warehouse.generation import Generations
 from warehouse.log import LogKeeper
+from warehouse.publishing import WarehouseBucket, open_bucket
 from warehouse.settings import WarehouseSettings
 
 # From the annotation `MaterializeResult` Dagster infers that nothing is handed on, and then
@@ -33,6 +34,8 @@ class Stores:
     log: LogKeeper
     archive: Archive
     generations: Generations
+    # None: WAREHOUSE_URL is a directory.
+    bucket: WarehouseBucket | None = None
 
 
 def stores_resource(
@@ -40,7 +43,7 @@ def stores_resource(
 ) -> dg.ResourceDefinition:
     """Return the resource; nothing is opened before a run asks for it."""
 
-    @dg.resource(description="Chain source, log, archive and generations.")
+    @dg.resource(description="Chain source, log, archive, generations and bucket.")
     def stores(_: dg.InitResourceContext) -> Iterator[Stores]:
         # A full garbage collection looks at Dagster's million objects, which takes 0.2 s, and
         # reading rows sets one off. A run lasts seconds and its frames are in no cycles.
@@ -48,6 +51,7 @@ def stores_resource(
         gc.disable()
         snapshots = ChainSnapshots(warehouse)
         log, chain = None, chain_source(settings, snapshots)
+        bucket = open_bucket(warehouse)
         try:
             log = open_kept_log(warehouse)
             yield Stores(
@@ -58,11 +62,14 @@ def stores_resource(
                 log,
                 Archive(warehouse),
                 Generations(warehouse),
+                bucket,
             )
         finally:
             chain.close()
             if log is not None:
                 log.close()
+            if bucket is not None:
+                bucket.close()
             if was_collecting:
                 gc.enable()
 

@@ -15,9 +15,12 @@ from warehouse.archive import ArchiveError
 from warehouse.files import LockTimeoutError
 from warehouse.generation import GenerationError
 from warehouse.log import LogError
+from warehouse.objects import ObjectStorageError
 from warehouse.settings import WarehouseSettings
 
-EXPECTED = (ArchiveError, GenerationError, LockTimeoutError, LogError, MetagraphError)
+EXPECTED = (
+    ArchiveError, GenerationError, LockTimeoutError, LogError, MetagraphError, ObjectStorageError
+)  # fmt: skip
 # The caller prints what matters; step by step is for the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 BEFORE_AN_ASSET = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.LOADED_INPUT)

@@ -75,6 +75,7 @@ class ObjectServer:
                 *(f"-dir={self._directory / 'data'}", f"-s3.config={self._directory / 's3.json'}"),
                 # A bucket takes a volume; unlimited in number, small in size.
                 *("-volume.max=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
+                *("-s3.port.iceberg=0", "-s3.port.lance=0"),
                 *flags,
             ],
             stdout=self._output,

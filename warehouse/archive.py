@@ -144,13 +144,14 @@ class Archive:
 
     def read(self, part: Part) -> pl.DataFrame:
         """Read one file; raises `ArchiveError` when it is gone or is not what was written."""
-        return pl.read_parquet(io.BytesIO(self._content(part)))
+        return pl.read_parquet(io.BytesIO(self.content(part)))
 
     def seqs(self, part: Part) -> pl.DataFrame:
         """Read the `seq` column of one file, as `read` does."""
-        return pl.read_parquet(io.BytesIO(self._content(part)), columns=["seq"])
+        return pl.read_parquet(io.BytesIO(self.content(part)), columns=["seq"])
 
-    def _content(self, part: Part) -> bytes:
+    def content(self, part: Part) -> bytes:
+        """Return one file's bytes; raises `ArchiveError` as `read` does."""
         try:
             content = (self.directory / part.file).read_bytes()
         except OSError as error:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import boto3
@@ -75,11 +76,19 @@ class ObjectStore:
     ) -> None:
         self.bucket = bucket
         self.prefix = prefix
+        self._settings = settings
+        self._access = access
         self._seconds_max = settings.s3_transfer_seconds_max
-        try:
-            self._client = _client(settings, access)
-        except (BotoCoreError, ValueError) as error:
-            raise ObjectStorageError(f"object storage cannot be used: {error}") from error
+        self._lock = Lock()
+        self._opened: Any = None
+
+    @property
+    def _client(self) -> Any:
+        # Made when it is first needed: it takes a quarter of a second.
+        with self._lock:
+            if self._opened is None:
+                self._opened = _client(self._settings, self._access)
+            return self._opened
 
     @property
     def url(self) -> str:
@@ -204,7 +213,9 @@ class ObjectStore:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._client.close()
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
 
 
 def _client(settings: WarehouseSettings, access: Literal["read", "write"]) -> Any:
@@ -254,7 +265,7 @@ class _Translated:
                 raise ObjectChangedError(text) from error
             raise ObjectStorageError(text) from error
         # urllib3's own errors come through while a body is read.
-        if isinstance(error, (BotoCoreError, OSError, HTTPError)):
+        if isinstance(error, (BotoCoreError, OSError, HTTPError, ValueError)):
             raise ObjectStorageError(f"{self._asked}: {error}") from error
 
 

@@ -105,12 +105,12 @@ class WarehouseSettings(BaseSettings):
     s3_transfer_seconds_max: float = Field(
         120.0, gt=0, description="How long one object may take as a whole."
     )
+    s3_concurrency_max: int = Field(
+        8, gt=0, le=32, description="Archive files that a run sends to the bucket at once."
+    )
     s3_attempts_max: int = Field(
         3, gt=0, le=10, description="How often a request to object storage is put before it fails."
     )
-
-    @model_validator(mode="after")
-    def _known_storage(self) -> Self:
     outbox_concurrency_max: int = Field(
         8, gt=0, le=32, description="Evaluation results that one courier uploads at the same time."
     )
@@ -136,6 +136,9 @@ class WarehouseSettings(BaseSettings):
         gt=0,
         description="When a result waits for longer than this, `/health` says degraded.",
     )
+
+    @model_validator(mode="after")
+    def _known_storage(self) -> Self:
         if self.log_url and not self.log_url.startswith("sqlite:///"):
             raise ValueError("LOG_URL: only sqlite:///path is implemented")
         if "://" in self.warehouse_url and not BUCKET_URL.fullmatch(self.warehouse_url):

@@ -34,8 +34,8 @@ WINDOW = 5
 class Subnet:
     """A home with a log and a metagraph file, and what a test does to them."""
 
-    def __init__(self, home):
-        self.warehouse = settings(home / "data")
+    def __init__(self, home, warehouse=None):
+        self.warehouse = warehouse or settings(home / "data")
         self.metagraph = home / "metagraph.json"
         self.settings = PipelineSettings(
             chain_source=str(self.metagraph), scorer_task_window=WINDOW
