@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from api.dependencies import Service
 from api.edge import AdminReads, PrebuiltAnswers
 from api.errors import install_error_handlers
+from api.media import MediaLinks
 from api.openapi import DESCRIPTION, install_openapi
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
 from api.settings import ApiSettings
@@ -37,10 +38,13 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
         log = open_log(warehouse_settings)
         try:
             snapshots = Snapshots(settings, Generations(warehouse_settings))
+            media = MediaLinks(settings, warehouse_settings)
             snapshots.open()
+            media.open()
             try:
-                yield {"service": Service(settings, log, log, snapshots)}
+                yield {"service": Service(settings, log, log, snapshots, media)}
             finally:
+                media.close()
                 snapshots.close()
         finally:
             log.close()

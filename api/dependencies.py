@@ -16,6 +16,7 @@ from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, invalid_fields
 from api.history import History
 from api.instants import now_ms
+from api.media import MediaLinks
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
 from warehouse.hotkeys import is_hotkey
@@ -34,6 +35,7 @@ class Service:
     reader: LogReader
     writer: LogWriter
     snapshots: Snapshots
+    media: MediaLinks
 
     async def remember_signature(self, signature: bytes) -> None:
         """Return when no write will ever accept this signature."""

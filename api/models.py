@@ -4,9 +4,18 @@ They document and test the answers; the routes render the bytes themselves.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+MediaUrl = Annotated[
+    str | None,
+    Field(
+        description="A link by which anybody may GET the file, for MEDIA_URL_SECONDS (an hour) at "
+        "most and half of them at least. Null without object storage. Whether the file is there "
+        "is not checked."
+    ),
+]
 
 
 class Answer(BaseModel):
@@ -223,15 +232,15 @@ class TaskMinerSummary(Answer):
 
 
 class TaskDetailResponse(Answer):
-    """A task with every miner that was judged on it. URLs are null without object storage."""
+    """A task with every miner that was judged on it."""
 
     task_id: int
     description: str
     s3_prefix: str
     first_frame_path: str
     original_clip_path: str
-    first_frame_url: str | None
-    original_clip_url: str | None
+    first_frame_url: MediaUrl
+    original_clip_url: MediaUrl
     miner_count: int
     validator_count: int
     miners: list[TaskMinerSummary]
@@ -251,7 +260,7 @@ class TaskValidatorResult(Answer):
 
 
 class TaskMinerDetailResponse(Answer):
-    """A task for one miner. URLs are null without object storage."""
+    """A task for one miner."""
 
     task_id: int
     miner_hotkey: str
@@ -260,9 +269,9 @@ class TaskMinerDetailResponse(Answer):
     first_frame_path: str
     original_clip_path: str
     generated_video_path: str
-    first_frame_url: str | None
-    original_clip_url: str | None
-    generated_video_url: str | None
+    first_frame_url: MediaUrl
+    original_clip_url: MediaUrl
+    generated_video_url: MediaUrl
     validators: list[TaskValidatorResult]
     final_passed: bool
     latency_ms: int | None

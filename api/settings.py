@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from warehouse.hotkeys import InvalidHotkeyError, public_key
+from warehouse.presigning import PRESIGNED_SECONDS_MAX
 
 
 def _listed(value: object) -> object:
@@ -55,6 +56,15 @@ class ApiSettings(BaseSettings):
     )
     rendered_bytes_max: int = Field(
         16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
+    )
+    media_url_seconds: int = Field(
+        3_600,
+        gt=0,
+        le=PRESIGNED_SECONDS_MAX,
+        description="How long a link to media is good. It is given again for half of that time.",
+    )
+    media_urls_kept: int = Field(
+        10_000, ge=0, description="Links that a worker keeps to give them again, at most."
     )
 
     @property

@@ -32,6 +32,8 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
     is_database_up = not problems
     if parts.snapshots.problem:
         problems.append(parts.snapshots.problem)
+    if parts.media.problem:
+        problems.append(parts.media.problem)
     latest = parts.snapshots.latest
     is_synced = False
     if latest is None:

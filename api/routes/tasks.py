@@ -24,6 +24,7 @@ from api.dependencies import (
 )
 from api.errors import JsonResponse, documented
 from api.instants import iso8601
+from api.media import MediaLinks, first_frame_key, generated_video_key, original_clip_key
 from api.models import (
     LatestTaskResponse,
     MinerTaskEntry,
@@ -87,17 +88,25 @@ def _is_score(value: object) -> bool:
     return type(value) is int and -INT63_MAX <= value <= INT63_MAX
 
 
-def _shared_fields(task_id: int, samples: Sequence[StoredSample]) -> dict[str, Any]:
-    """Return what both details of a task say. URLs stay null until object storage is configured."""
+def _shared_fields(
+    task_id: int, samples: Sequence[StoredSample], media: MediaLinks
+) -> dict[str, Any]:
+    """Return what both details of a task say."""
+    first_frame, original_clip = first_frame_key(task_id), original_clip_key(task_id)
     return {
         "task_id": task_id,
         "description": max(samples, key=attrgetter("seq")).prompt,
         "s3_prefix": str(task_id),
-        "first_frame_path": f"{task_id}/first_frame.png",
-        "original_clip_path": f"{task_id}/original_clip.mp4",
-        "first_frame_url": None,
-        "original_clip_url": None,
+        "first_frame_path": first_frame,
+        "original_clip_path": original_clip,
+        "first_frame_url": media.url(first_frame),
+        "original_clip_url": media.url(original_clip),
     }
+
+
+def _detail(answer: dict[str, Any]) -> Response:
+    # Live, and its links end: nobody keeps it.
+    return JsonResponse(orjson.dumps(answer), headers={"Cache-Control": "no-store"})
 
 
 @router.get("/latest", response_model=LatestTaskResponse, responses=documented(404, 503))
@@ -123,7 +132,7 @@ def tasks_of_miner(
 
 
 @router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(400, 404, 503))
-def task(task_id: TaskId, history: Samples, snapshot: Current) -> Response:
+def task(task_id: TaskId, history: Samples, snapshot: Current, parts: TheService) -> Response:
     """Return how a task came out for every miner that was judged on it."""
     samples = history.samples_of_task(str(task_id))
     if not samples:
@@ -133,7 +142,7 @@ def task(task_id: TaskId, history: Samples, snapshot: Current) -> Response:
         for miner_hotkey, own in groupby(samples, key=attrgetter("miner_hotkey"))
     ]
     answer = {
-        **_shared_fields(task_id, samples),
+        **_shared_fields(task_id, samples, parts.media),
         "miner_count": len(by_miner),
         "validator_count": len({sample.validator_hotkey for sample in samples}),
         "miners": [
@@ -147,7 +156,7 @@ def task(task_id: TaskId, history: Samples, snapshot: Current) -> Response:
             for miner_hotkey, own in by_miner
         ],
     }
-    return JsonResponse(orjson.dumps(answer))
+    return _detail(answer)
 
 
 def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
@@ -170,17 +179,22 @@ def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
     responses=documented(400, 404, 503),
 )
 def task_of_miner(
-    task_id: TaskId, miner_hotkey: MinerHotkey, history: Samples, snapshot: Current
+    task_id: TaskId,
+    miner_hotkey: MinerHotkey,
+    history: Samples,
+    snapshot: Current,
+    parts: TheService,
 ) -> Response:
     """Return how each validator judged one miner on a task."""
     samples = history.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
     if not samples:
         raise HTTPException(404, "no samples of this task for this miner")
+    generated_video = generated_video_key(task_id, miner_hotkey)
     answer = {
-        **_shared_fields(task_id, samples),
+        **_shared_fields(task_id, samples, parts.media),
         "miner_hotkey": miner_hotkey,
-        "generated_video_path": f"{task_id}/generated_videos/{miner_hotkey}.mp4",
-        "generated_video_url": None,
+        "generated_video_path": generated_video,
+        "generated_video_url": parts.media.url(generated_video),
         "validators": [
             _validator_result(sample, snapshot.stake_rao(sample.validator_hotkey))
             for sample in samples
@@ -188,7 +202,7 @@ def task_of_miner(
         "final_passed": verdict(samples, snapshot),
         "latency_ms": newest_latency_ms(samples),
     }
-    return JsonResponse(orjson.dumps(answer))
+    return _detail(answer)
 
 
 @router.post(
