@@ -12,7 +12,17 @@ from typing import Any
 
 import apsw
 
-PACKAGES = ("apsw", "dagster", "duckdb", "fastapi", "polars", "pydantic", "starlette", "uvicorn")
+PACKAGES = (
+    "apsw",
+    "boto3",
+    "dagster",
+    "duckdb",
+    "fastapi",
+    "polars",
+    "pydantic",
+    "starlette",
+    "uvicorn",
+)
 
 
 @dataclass(frozen=True)
