@@ -20,7 +20,7 @@ from api.media import MediaLinks
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
 from warehouse.hotkeys import is_hotkey
-from warehouse.log import LogReader, LogWriter
+from warehouse.log import LogReader, LogUnavailableError, LogWriter
 from warehouse.records import SignedRequest
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -36,6 +36,16 @@ class Service:
     writer: LogWriter
     snapshots: Snapshots
     media: MediaLinks
+
+    def check_log(self) -> None:
+        """Raise `LogUnavailableError` where the log ends before what the generation counts.
+
+        Then it is an older copy, or this is another machine than that of the log: its answers would
+        lack samples that are counted, and it would give their ids to others.
+        """
+        latest = self.snapshots.latest
+        if latest is not None and not latest.is_covered_by(self.reader.head):
+            raise LogUnavailableError("the log ends before what the current generation counts")
 
     async def remember_signature(self, signature: bytes) -> None:
         """Return when no write will ever accept this signature."""
@@ -57,12 +67,15 @@ async def service(request: Request) -> Service:
 
 async def reader(request: Request) -> LogReader:
     """Return the log for reading."""
-    return service_of(request).reader
+    parts = service_of(request)
+    parts.check_log()
+    return parts.reader
 
 
 async def history(request: Request) -> History:
     """Return the samples for reading, archived ones too."""
     parts = service_of(request)
+    parts.check_log()
     return History(parts.reader, parts.snapshots)
 
 
@@ -81,7 +94,7 @@ Current = Annotated[Snapshot, Depends(snapshot)]
 
 async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
     parts = service_of(request)
-    return await authenticated(
+    signed = await authenticated(
         request,
         parts.settings,
         parts.snapshots,
@@ -89,6 +102,8 @@ async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
         now_unix=lambda: now_ms() // 1000,
         is_admin_route=is_admin_route,
     )
+    parts.check_log()
+    return signed
 
 
 async def validator(request: Request) -> SignedRequest:

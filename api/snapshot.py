@@ -30,7 +30,7 @@ class Validator(NamedTuple):
 
 
 class Snapshot:
-    """One generation, loaded. Immutable; threads share it.
+    """One generation, loaded. Threads share it; of all that it tells nothing ever changes.
 
     Raises `duckdb.Error`, `GenerationError` or `ValueError` when the file is no whole generation.
     """
@@ -58,6 +58,7 @@ class Snapshot:
         self.miners = {miner["hotkey"]: orjson.dumps(miner) for miner in miners}
         self.archive = archived_files(generation)
         self.watermark: int = row["watermark"]
+        self._is_covered = False
         self.miners_by_uid = {miner["uid"]: self.miners[miner["hotkey"]] for miner in miners}
         self.valid_miners = rendering.miners_list(miners, only_valid=True)
         self.answers = {
@@ -68,6 +69,12 @@ class Snapshot:
             "/scores/validators": rendering.validator_summaries(connection),
             "/miners/list": rendering.miners_list(miners, only_valid=False),
         }
+
+    def is_covered_by(self, head: Callable[[], int]) -> bool:
+        """Tell whether a log reaches as far as this counts; asked until it does: logs only grow."""
+        if not self._is_covered:
+            self._is_covered = head() >= self.watermark
+        return self._is_covered
 
     def stake_rao(self, hotkey: str) -> int:
         """Return the weight of a hotkey's votes: its stake if it is registered, else 0."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "keep": ("cli.materialize", "Do the nightly work now."),
     "healthcheck": ("cli.healthcheck", "Exit with 0 if URL answers with a 2xx status."),
     "fsck": ("cli.fsck", "Verify the whole log."),
+    "restore": ("cli.restore", "Bring this machine up from a bucket."),
     "recompute": ("cli.recompute", "Compute a published generation anew, and compare."),
     "rank": ("cli.show", "Show the rank table."),
     "weights": ("cli.show", "Show the weights that validators set on chain."),

@@ -80,7 +80,9 @@ def metagraph(stores: StoresParam) -> dg.MaterializeResult:
 def archived_samples(stores: StoresParam) -> dg.MaterializeResult:
     log = stores.log
     exported = export.export_votes(stores.archive, log, log.head())
-    manifest = exported.manifest
+    # With the votes: whoever has a generation from the bucket has what admins had said by then.
+    events = export.export_events(stores.archive, log, exported.manifest.watermark)
+    manifest = stores.archive.manifest()
     return dg.MaterializeResult(
         value=ArchivedSamples(
             stores.archive.votes(manifest), manifest, log.admin_state_at(manifest.watermark)
@@ -89,6 +91,7 @@ def archived_samples(stores: StoresParam) -> dg.MaterializeResult:
             "dagster/row_count": manifest.current_samples,
             "watermark": manifest.watermark,
             "new_samples": exported.new_rows,
+            "new_events": events,
             "partitions_rewritten": exported.partitions,
             "lag_seqs": log.head() - manifest.watermark,
         },
@@ -319,7 +322,7 @@ def archived_texts(stores: StoresParam, archived_samples: ArchivedSamples) -> dg
 @asset(
     group_name="log",
     deps=[generation],
-    description="Signed submissions and the acts of admins, as they arrived, in the archive.",
+    description="Signed submissions, as they arrived, moved to the archive.",
 )
 def archived_submissions(
     stores: StoresParam, archived_samples: ArchivedSamples, archived_texts: int
@@ -329,13 +332,11 @@ def archived_submissions(
     # As far as the texts have come: what bounds them bounds these.
     are_texts_behind = archived_texts >= stores.warehouse.archive_texts_per_run_max
     through = archive.manifest().texts_watermark if are_texts_behind else watermark
-    events = export.export_events(archive, log, watermark)
     submissions = export.export_submissions(archive, log, through)
     return dg.MaterializeResult(
         value=None,
         metadata={
             "dagster/row_count": submissions,
-            "events": events,
             "submissions_watermark": archive.manifest().submissions_watermark,
         },
     )

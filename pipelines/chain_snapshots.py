@@ -8,6 +8,7 @@ it is parsed (Polars dies of some). The pointer names the newest, and when it wa
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,22 @@ class ChainSnapshots:
         if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
             raise MetagraphError(f"chain snapshot {path}: the content is not what its name says")
         return content
+
+    def restore(self, name: str, content: bytes) -> None:
+        """Keep a snapshot that was kept elsewhere; raise `MetagraphError` if it is not whole."""
+        if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
+            raise MetagraphError(f"chain snapshot {name}: the content is not what its name says")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_durably(self.directory / name, content)
+
+    def point_to(self, pointed: Mapping[str, Any]) -> None:
+        """Make a restored snapshot the newest; a later one that is here stays it."""
+        name, synced_at_ms = pointed["snapshot"], pointed["synced_at_ms"]
+        self.read(name)
+        with locked(self.directory / "lock", self._lock_seconds_max):
+            last = self._pointed()
+            if last is None or last["synced_at_ms"] < synced_at_ms:
+                write_durably(self.pointer, json.dumps(dict(pointed)).encode())
 
     def _pointed(self) -> dict[str, Any] | None:
         try:

@@ -175,8 +175,7 @@ class Generations:
             info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
             archive = archive or ArchiveFiles()
             self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
-            names = json.dumps(self._archive_names(archive)).encode()
-            write_durably(generation.path.with_suffix(".json"), names)
+            self.name_archive_files(generation, archive)
             try:
                 if before_current is not None:
                     before_current(generation)
@@ -218,6 +217,11 @@ class Generations:
         except FileNotFoundError:
             return set()
         return {*files.votes, *files.texts}
+
+    def name_archive_files(self, generation: Generation, archive: ArchiveFiles) -> None:
+        """Note which archive files belong to a generation, and are kept as long as it is."""
+        names = json.dumps(self._archive_names(archive)).encode()
+        write_durably(generation.path.with_suffix(".json"), names)
 
     def _archive_names(self, archive: ArchiveFiles) -> dict[str, list[str]]:
         """Return the files' names below the archive, so that they hold on any machine."""

@@ -26,6 +26,15 @@ def log_problem(log: LogReader) -> str | None:
     return None
 
 
+def lagging_log(parts: Service) -> str | None:
+    """Return why samples are neither shown nor taken here, None if they are."""
+    try:
+        parts.check_log()
+    except LogError as error:
+        return str(error)
+    return None
+
+
 def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
     """Return the HealthResponse as of an instant."""
     problems = [problem] if (problem := log_problem(parts.reader)) else []
@@ -39,6 +48,8 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
     if latest is None:
         problems.append("no generation has been published yet")
     else:
+        if is_database_up and (problem := lagging_log(parts)):
+            problems.append(problem)
         sync_age_seconds = (at_ms - latest.metagraph_synced_at_ms) / 1000
         is_synced = sync_age_seconds <= parts.settings.metagraph_stale_seconds
         if not is_synced:
@@ -78,6 +89,7 @@ def ready(parts: TheService) -> Any:
     problem = log_problem(parts.reader)
     if problem is None and parts.snapshots.latest is None:
         problem = "no generation has been published yet"
+    problem = problem or lagging_log(parts)
     if problem is None:
         return {"status": "ready"}
     retry_after = str(parts.settings.retry_after_seconds)

@@ -1,0 +1,81 @@
+"""The bucket's current generation, brought to this machine. `leoma courier` runs it.
+
+API workers follow the local pointer, and know nothing of a bucket: through an outage they go on
+serving what was brought last. How the last look went is written beside the pointer, for /health.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from threading import Event
+
+from warehouse.bucket import follow
+from warehouse.files import LockTimeoutError, locked, write_durably
+from warehouse.generation import GenerationError, Generations
+from warehouse.objects import ObjectStorageError, ObjectStore
+from warehouse.settings import WarehouseSettings
+
+# One process of a machine asks the bucket; the others would only ask the same again.
+TURN_SECONDS_MAX = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+def looks_path(settings: WarehouseSettings) -> Path:
+    """Return the file that says when the bucket answered last."""
+    return settings.warehouse_path / "bucket.json"
+
+
+class Follower:
+    """Looks at the bucket's pointer every WAREHOUSE_POLL_SECONDS, and brings what is new."""
+
+    def __init__(self, settings: WarehouseSettings) -> None:
+        if settings.warehouse_bucket is None:
+            raise ValueError("WAREHOUSE_URL is not a bucket")
+        self._settings = settings
+        self._store = ObjectStore(settings, *settings.warehouse_bucket, access="read")
+        self._generations = Generations(settings)
+        self._seen: str | None = None
+        self.problem: str | None = None
+
+    def run(self, stopping: Event) -> None:
+        """Follow until `stopping` is set. Whatever fails is tried again."""
+        directory = self._settings.warehouse_path
+        while not stopping.is_set():
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                with locked(directory / "follow.lock", TURN_SECONDS_MAX):
+                    while not stopping.is_set():
+                        self.look()
+                        stopping.wait(self._settings.warehouse_poll_seconds)
+            except LockTimeoutError:
+                stopping.wait(self._settings.warehouse_poll_seconds)
+            except OSError as error:
+                logger.error("the bucket cannot be followed: %s", error)  # noqa: TRY400
+                stopping.wait(self._settings.warehouse_poll_seconds)
+        self._store.close()
+
+    def look(self) -> None:
+        """Look once; note how it went."""
+        problem = None
+        try:
+            self._seen = follow(self._store, self._generations, self._seen)
+        except (ObjectStorageError, GenerationError, LockTimeoutError) as error:
+            problem = str(error)
+        if problem != self.problem:
+            log = logger.error if problem else logger.info
+            log("%s", problem or f"{self._store.url} answers again")
+        self.problem = problem
+        if problem is None:
+            looked = {"answered_at_ms": time.time_ns() // 1_000_000}
+            write_durably(looks_path(self._settings), json.dumps(looked).encode())
+
+
+def answered_at_ms(settings: WarehouseSettings) -> int:
+    """Return when the bucket answered last (UTC ms), 0 if that is not known."""
+    try:
+        answered = json.loads(looks_path(settings).read_bytes())["answered_at_ms"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return answered if isinstance(answered, int) else 0

@@ -1,0 +1,139 @@
+"""A machine that follows the bucket: what it brings, and what it says when it cannot."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from api.follower import Follower, answered_at_ms
+from tests.object_storage import Faults
+from tests.warehouse.test_bucket import Publisher
+from warehouse.files import locked
+from warehouse.generation import Generations
+
+
+@pytest.fixture
+def publisher(object_server, bucket, tmp_path):
+    made = Publisher(
+        object_server.settings(tmp_path / "publisher", warehouse_url=f"s3://{bucket}/leoma")
+    )
+    made.vote()
+    yield made
+    made.log.close()
+
+
+@pytest.fixture
+def faults(object_server):
+    with Faults(object_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def settings(publisher, faults, tmp_path):
+    return publisher.settings.model_copy(
+        update={
+            "leoma_home": tmp_path / "follower",
+            "s3_endpoint_url": faults.url,
+            "s3_attempts_max": 1,
+            "s3_timeout_seconds": 2.0,
+            "warehouse_poll_seconds": 0.02,
+        }
+    )
+
+
+@pytest.fixture
+def following(settings):
+    """A follower at work."""
+    follower, stopping = Follower(settings), threading.Event()
+    thread = threading.Thread(target=follower.run, args=(stopping,))
+    thread.start()
+    yield follower
+    stopping.set()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def current_id(settings):
+    current = Generations(settings).current()
+    return current and current.snapshot_id
+
+
+def test_what_is_published_is_brought(publisher, settings, following):
+    wait_until(lambda: answered_at_ms(settings))
+    assert current_id(settings) is None
+    for task in (2, 3):
+        publisher.vote(task)
+        published = publisher.publish().snapshot_id
+        wait_until(lambda wanted=published: current_id(settings) == wanted)
+
+
+def test_an_outage_is_told_and_ends_by_itself(publisher, settings, faults, following):
+    first = publisher.publish().snapshot_id
+    wait_until(lambda: current_id(settings) == first)
+    faults.mode = "refuse"
+    wait_until(lambda: following.problem)
+    answered = answered_at_ms(settings)
+    publisher.vote(2)
+    second = publisher.publish().snapshot_id
+    asked = faults.connections
+    wait_until(lambda: faults.connections > asked + 3)
+    assert current_id(settings) == first
+    assert answered_at_ms(settings) == answered
+    faults.mode = "pass"
+    wait_until(lambda: current_id(settings) == second)
+    wait_until(lambda: following.problem is None)
+    wait_until(lambda: answered_at_ms(settings) > answered)
+
+
+def test_one_process_of_a_machine_asks_and_another_takes_its_place(publisher, settings, faults):
+    published = publisher.publish().snapshot_id
+    settings.warehouse_path.mkdir(parents=True)
+    follower, stopping = Follower(settings), threading.Event()
+    thread = threading.Thread(target=follower.run, args=(stopping,))
+    with locked(settings.warehouse_path / "follow.lock", 1):
+        thread.start()
+        # It waits for its turn several times.
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert faults.connections == 0
+    wait_until(lambda: current_id(settings) == published)
+    stopping.set()
+    thread.join(30)
+
+
+def test_old_generations_are_removed_here_too(publisher, settings):
+    settings = settings.model_copy(update={"generations_kept": 2, "generations_hourly_days": 0})
+    follower = Follower(settings)
+    for task in (2, 3, 4, 5):
+        publisher.vote(task)
+        publisher.publish()
+        follower.look()
+    assert follower.problem is None
+    assert len(Generations(settings).kept()) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"answered_at_ms": "now"}'])
+def test_a_note_that_cannot_be_read_says_nothing(settings, content):
+    settings.warehouse_path.mkdir(parents=True)
+    (settings.warehouse_path / "bucket.json").write_bytes(content)
+    assert answered_at_ms(settings) == 0
+
+
+def test_a_follower_needs_a_bucket(warehouse_settings):
+    with pytest.raises(ValueError, match="not a bucket"):
+        Follower(warehouse_settings)
+
+
+def test_the_note_is_json_for_whoever_looks(publisher, settings):
+    publisher.publish()
+    Follower(settings).look()
+    noted = json.loads((settings.warehouse_path / "bucket.json").read_bytes())
+    assert abs(noted["answered_at_ms"] - time.time() * 1000) < 60_000
