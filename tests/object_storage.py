@@ -157,8 +157,8 @@ class Faults:
 
     `pass`: all is passed on. `refuse`: closed at once. `stall`: taken, and never answered.
     `cut`: closed after `cut_after` bytes of a request. `lose`: the request is passed on whole, and
-    its answer dropped. `unavailable`: answered 503 by the proxy itself. A change holds for new
-    connections, and ends the old ones.
+    its answer dropped. `unavailable`: answered 503 by the proxy itself. `hold`: passed on once
+    `released` is set. A change holds for new connections, and ends the old ones.
     """
 
     UNAVAILABLE = (
@@ -177,6 +177,9 @@ class Faults:
         self.cut_after = 1_000
         self.connections = 0
         self.bytes_in = 0
+        self.released = threading.Event()
+        # The first line of every PUT that came, in whatever mode.
+        self.puts: list[bytes] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
@@ -201,7 +204,7 @@ class Faults:
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        assert mode in {"pass", "refuse", "stall", "cut", "lose", "unavailable"}, mode
+        assert mode in {"pass", "refuse", "stall", "cut", "lose", "unavailable", "hold"}, mode
         self._mode = mode
         self._end_all()
 
@@ -226,11 +229,11 @@ class Faults:
             if mode == "refuse":
                 return
             if mode == "stall":
-                while client.recv(65_536):
-                    pass
+                while content := client.recv(65_536):
+                    self._note(content)
                 return
             if mode == "unavailable":
-                client.recv(65_536)
+                self._note(client.recv(65_536))
                 client.sendall(self.UNAVAILABLE)
                 return
             server = socket.create_connection(("127.0.0.1", self._upstream_port), timeout=30)
@@ -242,6 +245,9 @@ class Faults:
             sent = 0
             while content := client.recv(65_536):
                 self.bytes_in += len(content)
+                self._note(content)
+                if mode == "hold":
+                    self.released.wait(30)
                 if mode == "cut" and sent + len(content) > self.cut_after:
                     server.sendall(content[: self.cut_after - sent])
                     return
@@ -249,6 +255,11 @@ class Faults:
                 server.sendall(content)
             server.shutdown(socket.SHUT_WR)
             back.join()
+
+    def _note(self, content: bytes) -> None:
+        # A request's head comes in one piece, and no body of ours begins like one.
+        if content.startswith(b"PUT "):
+            self.puts.append(content.partition(b"\r\n")[0])
 
     def _pump_back(self, server: socket.socket, client: socket.socket, is_lost: bool) -> None:  # noqa: FBT001
         with contextlib.suppress(OSError):
