@@ -1,17 +1,15 @@
 """The bucket's current generation, brought to this machine. `leoma courier` runs it.
 
 API workers follow the local pointer, and know nothing of a bucket: through an outage they go on
-serving what was brought last. How the last look went is written beside the pointer, for /health.
+serving what was brought last. When the bucket answered last is noted beside the pointer (`looks`).
 """
 
-import json
 import logging
-import time
-from pathlib import Path
 from threading import Event
 
+from api.looks import note_answer
 from warehouse.bucket import follow
-from warehouse.files import LockTimeoutError, locked, write_durably
+from warehouse.files import LockTimeoutError, locked
 from warehouse.generation import GenerationError, Generations
 from warehouse.objects import ObjectStorageError, ObjectStore
 from warehouse.settings import WarehouseSettings
@@ -20,11 +18,6 @@ from warehouse.settings import WarehouseSettings
 TURN_SECONDS_MAX = 0.05
 
 logger = logging.getLogger(__name__)
-
-
-def looks_path(settings: WarehouseSettings) -> Path:
-    """Return the file that says when the bucket answered last."""
-    return settings.warehouse_path / "bucket.json"
 
 
 class Follower:
@@ -68,14 +61,4 @@ class Follower:
             log("%s", problem or f"{self._store.url} answers again")
         self.problem = problem
         if problem is None:
-            looked = {"answered_at_ms": time.time_ns() // 1_000_000}
-            write_durably(looks_path(self._settings), json.dumps(looked).encode())
-
-
-def answered_at_ms(settings: WarehouseSettings) -> int:
-    """Return when the bucket answered last (UTC ms), 0 if that is not known."""
-    try:
-        answered = json.loads(looks_path(settings).read_bytes())["answered_at_ms"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return answered if isinstance(answered, int) else 0
+            note_answer(self._settings)

@@ -67,6 +67,9 @@ class WarehouseSettings(BaseSettings):
     warehouse_poll_seconds: float = Field(
         2.0, gt=0, description="How often a node asks the bucket for a newer generation."
     )
+    warehouse_stale_seconds: int = Field(
+        60, gt=0, description="When the bucket has not answered for so long, `/health` says so."
+    )
     s3_endpoint_url: str = Field(
         "",
         repr=False,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from api.dependencies import Service, TheService
 from api.errors import JsonResponse, documented, error_response
 from api.instants import iso8601, now_ms
+from api.looks import answered_at_ms
 from api.models import HealthResponse, StatusResponse, TimeResponse
 from warehouse.log import LogError, LogReader
 
@@ -24,6 +25,18 @@ def log_problem(log: LogReader) -> str | None:
     except LogError as error:
         return f"the log does not answer: {error}"
     return None
+
+
+def silent_bucket(parts: Service, at_ms: int) -> str | None:
+    """Return since when the bucket of the warehouse has not answered, None if it does."""
+    settings = parts.snapshots.generations.settings
+    if settings.warehouse_bucket is None:
+        return None
+    answered_ms = answered_at_ms(settings)
+    if at_ms - answered_ms <= settings.warehouse_stale_seconds * 1000:
+        return None
+    since = f"since {iso8601(answered_ms)}" if answered_ms else "yet"
+    return f"the bucket has not answered {since}, or `leoma courier` does not run"
 
 
 def lagging_log(parts: Service) -> str | None:
@@ -56,6 +69,8 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
             problems.append(f"the metagraph was last synced {sync_age_seconds:.0f} seconds ago")
         if at_ms > latest.valid_until_ms:
             problems.append(f"the weights are valid only until {iso8601(latest.valid_until_ms)}")
+    if problem := silent_bucket(parts, at_ms):
+        problems.append(problem)
     return {
         "status": "degraded" if problems else "healthy",
         "version": VERSION,

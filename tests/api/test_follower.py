@@ -6,7 +6,10 @@ import time
 
 import pytest
 
-from api.follower import Follower, answered_at_ms
+from api.follower import Follower
+from api.looks import answered_at_ms
+from api.settings import ApiSettings
+from tests.api.servers import Server
 from tests.object_storage import Faults
 from tests.warehouse.test_bucket import Publisher
 from warehouse.files import locked
@@ -137,3 +140,18 @@ def test_the_note_is_json_for_whoever_looks(publisher, settings):
     Follower(settings).look()
     noted = json.loads((settings.warehouse_path / "bucket.json").read_bytes())
     assert abs(noted["answered_at_ms"] - time.time() * 1000) < 60_000
+
+
+def test_health_says_since_when_the_bucket_is_silent(publisher, settings, monkeypatch):
+    publisher.publish()
+    with Server(ApiSettings(), settings) as server:
+
+        def problems():
+            return [text for text in server.get("/health").json()["problems"] if "bucket" in text]
+
+        assert "not answered yet" in problems()[0]
+        Follower(settings).look()
+        assert problems() == []
+        later = time.time_ns() + 61 * 10**9
+        monkeypatch.setattr("api.instants.time.time_ns", lambda: later)
+        assert "has not answered since 20" in problems()[0]
