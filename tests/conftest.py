@@ -1,11 +1,12 @@
 """Fixtures for all packages: a home of its own for every test, and one S3 server for all."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.object_storage import ObjectServer
+from tests.object_storage import DOMAIN, ObjectServer
 from warehouse.settings import WarehouseSettings
 
 
@@ -32,3 +33,16 @@ def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSe
 def bucket(object_server: ObjectServer) -> str:
     """An empty bucket of its own."""
     return object_server.make_bucket()
+
+
+@pytest.fixture
+def virtual_hosts(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's address below which each bucket is a host; its names lead to the loopback."""
+    resolve = socket.getaddrinfo
+
+    def to_loopback(host: object, *others: object, **named: object) -> object:
+        is_ours = isinstance(host, str) and host.endswith(DOMAIN)
+        return resolve("127.0.0.1" if is_ours else host, *others, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", to_loopback)
+    return f"http://{DOMAIN}:{object_server.port}"

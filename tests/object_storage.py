@@ -23,6 +23,8 @@ from botocore.config import Config
 from warehouse.settings import WarehouseSettings
 
 START_SECONDS_MAX = 60
+# Where buckets have host names; nobody resolves it but the fixture `virtual_hosts`.
+DOMAIN = "s3.test"
 # Names and secrets of keys that only this server knows.
 KEYS = {
     "owner": ("OWNERKEY", "owner-secret", ["Admin", "Read", "Write", "List", "Tagging"]),
@@ -75,7 +77,7 @@ class ObjectServer:
                 *(f"-dir={self._directory / 'data'}", f"-s3.config={self._directory / 's3.json'}"),
                 # A bucket takes a volume; unlimited in number, small in size.
                 *("-volume.max=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
-                *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+                *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.domainName={DOMAIN}"),
                 *flags,
             ],
             stdout=self._output,

@@ -234,3 +234,16 @@ def test_an_address_that_is_no_s3_is_an_error(object_server, home):
     with pytest.raises(ObjectStorageError) as caught:
         ObjectStore(settings, "bucket").get("one")
     assert type(caught.value) is ObjectStorageError
+
+
+def test_buckets_may_be_host_names(object_server, home, bucket, virtual_hosts, store):
+    settings = object_server.settings(
+        home, s3_endpoint_url=virtual_hosts, s3_addressing_style="virtual"
+    )
+    hosted = ObjectStore(settings, bucket, "some/where/")
+    hosted.put("one", b"1")
+    assert store.get("one").content == b"1"
+    assert [one.key for one in hosted.listed("")] == ["one"]
+    assert hosted._client.meta.endpoint_url == virtual_hosts
+    hosted.delete(["one"])
+    assert list(store.listed("")) == []

@@ -1,11 +1,13 @@
 """Presigned links: equal to botocore's, byte for byte, and nothing secret in what is shown."""
 
+import time
 from datetime import UTC, datetime
 from functools import cache
 from itertools import product
 from unittest import mock
 
 import boto3
+import httpx
 import pytest
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
@@ -14,6 +16,7 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.object_storage import DOMAIN, KEYS
 from warehouse.presigning import PRESIGNED_SECONDS_MAX, AccessKey, Presigner
 
 ENDPOINTS = (
@@ -145,3 +148,15 @@ def test_a_link_is_good_for_a_week_at_most(seconds):
 def test_a_key_is_not_shown():
     shown = repr(AccessKey("the-id", "the-secret", "the-token"))
     assert not any(part in shown for part in ("the-id", "the-secret", "the-token"))
+
+
+def test_a_link_to_a_bucket_that_is_a_host_name_is_fetched(object_server, bucket, virtual_hosts):
+    object_server.client().put_object(Bucket=bucket, Key="7/first_frame.png", Body=b"a frame")
+    key_id, secret, _ = KEYS["reader"]
+    signer = Presigner(virtual_hosts, "auto", bucket, is_virtual_host=True)
+    url = signer.url("7/first_frame.png", AccessKey(key_id, secret), int(time.time()), 60)
+    assert url.startswith(f"http://{bucket}.{DOMAIN}:")
+    answer = httpx.get(url, trust_env=False)
+    assert (answer.status_code, answer.content) == (200, b"a frame")
+    tampered = httpx.get(url.replace("first_frame", "other"), trust_env=False)
+    assert tampered.status_code == 403
