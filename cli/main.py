@@ -15,10 +15,12 @@ import click
 COMMANDS = {
     "demo": ("cli.demo", "Run the whole service with a simulated subnet on this machine."),
     "serve": ("cli.serve", "Serve the API."),
+    "courier": ("cli.courier", "Carry results to object storage, and generations from there."),
     "dagster": ("cli.orchestration", "Start one of Dagster's processes."),
     "materialize": ("cli.materialize", "Make and publish all tables now, in this process."),
     "keep": ("cli.materialize", "Do the nightly work now."),
     "healthcheck": ("cli.healthcheck", "Exit with 0 if URL answers with a 2xx status."),
+    "outbox": ("cli.outbox", "Show what waits for object storage."),
     "fsck": ("cli.fsck", "Verify the whole log."),
     "restore": ("cli.restore", "Bring this machine up from a bucket."),
     "recompute": ("cli.recompute", "Compute a published generation anew, and compare."),

@@ -18,6 +18,10 @@ url_option: Decorator = click.option(
 json_option: Decorator = click.option(
     "--json", "is_json", is_flag=True, help="Print JSON, for programs."
 )
+log_level_option: Decorator = click.option(
+    "--log-level", default="info", show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)  # fmt: skip
 key_option: Decorator = click.option(
     "--key", "key_file", envvar="LEOMA_KEY_FILE", show_envvar=True, required=True,
     type=click.Path(path_type=Path, dir_okay=False),

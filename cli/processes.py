@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Self
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 25
 KILLED_SECONDS_MAX = 5.0
+# A courier finishes its uploads in ten seconds.
+CHILD_GRACE_SECONDS = 15.0
+RESTART_SECONDS_MAX = 60.0
 
 
 class ProcessError(Exception):
@@ -164,6 +168,55 @@ def free_port(preferred: int) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise ProcessError("no port is free on loopback")
+
+
+@contextlib.contextmanager
+def kept_running(arguments: Sequence[str]) -> Iterator[None]:
+    """Keep `leoma arguments...` running beside this process, with the same output.
+
+    A child that ends is started again after ever longer waits. Leaving the `with` block ends it;
+    if this process is killed, the kernel sends it SIGTERM (`cli.leash`).
+    """
+    stopping = threading.Event()
+    # The kernel's parent of a child is a thread: this one lives as long as it is to run.
+    thread = threading.Thread(target=_keep_running, args=(arguments, stopping), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _keep_running(arguments: Sequence[str], stopping: threading.Event) -> None:
+    failures = 0
+    while not stopping.is_set():
+        begun = time.monotonic()
+        try:
+            ended = f"ended with exit code {_run_beside(arguments, stopping)}"
+        except OSError as error:
+            ended = f"cannot be started: {error}"
+        failures = 0 if time.monotonic() - begun > RESTART_SECONDS_MAX else failures + 1
+        delay_seconds = min(2.0 ** min(failures, 10), RESTART_SECONDS_MAX)
+        if not stopping.is_set():
+            message = f"leoma {arguments[0]} {ended}; again in {delay_seconds:g} s"
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+        stopping.wait(delay_seconds)
+
+
+def _run_beside(arguments: Sequence[str], stopping: threading.Event) -> int:
+    """Run `leoma arguments...` until it ends or is to end; return its exit code."""
+    command = [sys.executable, "-m", "cli.leash", str(os.getpid())]
+    command += [sys.executable, "-m", "cli.main", *arguments]
+    # Our own interpreter with our own arguments.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+    while process.poll() is None and not stopping.wait(POLL_SECONDS):
+        pass
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(CHILD_GRACE_SECONDS)
+    process.kill()
+    return process.wait(KILLED_SECONDS_MAX)
 
 
 class StopRequested(BaseException):

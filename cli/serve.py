@@ -1,5 +1,6 @@
-"""`leoma serve`: the API in one or more worker processes."""
+"""`leoma serve`: the API in one or more worker processes, and a courier beside them."""
 
+import contextlib
 import multiprocessing
 import socket
 
@@ -11,6 +12,8 @@ from api.app import create_app
 from api.settings import ApiSettings
 from cli.failures import read_settings
 from cli.leash import follow_parent
+from cli.options import log_level_option
+from cli.processes import StopRequested, kept_running, stop_signals
 from warehouse.settings import WarehouseSettings
 
 GRACEFUL_SECONDS = 10
@@ -46,32 +49,36 @@ def refuse_taken_port(host: str, port: int) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@log_level_option
 @click.option(
-    "--log-level",
-    default="info",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    "--no-courier", "has_no_courier", is_flag=True, help="`leoma courier` runs on its own."
 )
-def serve(*, host: str, port: int, workers: int, log_level: str) -> None:
+def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier: bool) -> None:
     """Serve the API.
 
-    All workers share one log and one warehouse (LEOMA_HOME, LOG_URL, WAREHOUSE_URL). SIGTERM and
-    Ctrl-C finish the requests under way. An API document is served under /docs.
+    All workers share one log and one warehouse (LEOMA_HOME, LOG_URL, WAREHOUSE_URL). Where object
+    storage is configured, a `leoma courier` runs beside them. SIGTERM and Ctrl-C finish the
+    requests under way. An API document is served under /docs.
     """
     # A bad setting is one line here instead of a traceback of every worker.
     read_settings(ApiSettings)
-    read_settings(WarehouseSettings)
+    settings = read_settings(WarehouseSettings)
     refuse_taken_port(host, port)
-    uvicorn.run(
-        "cli.serve:app_from_environment",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        loop="uvloop",
-        http="httptools",
-        log_level=log_level,
-        access_log=log_level == "debug",
-        server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SECONDS,
-    )
+    needs_courier = bool(settings.s3_samples_bucket) or settings.warehouse_bucket is not None
+    with contextlib.suppress(StopRequested), stop_signals():
+        courier = ["courier", "--log-level", log_level]
+        is_wanted = needs_courier and not has_no_courier
+        with kept_running(courier) if is_wanted else contextlib.nullcontext():
+            uvicorn.run(
+                "cli.serve:app_from_environment",
+                factory=True,
+                host=host,
+                port=port,
+                workers=workers,
+                loop="uvloop",
+                http="httptools",
+                log_level=log_level,
+                access_log=log_level == "debug",
+                server_header=False,
+                timeout_graceful_shutdown=GRACEFUL_SECONDS,
+            )

@@ -39,11 +39,12 @@ def exec_form(instruction: str) -> list[list[str]]:
     return [yaml.safe_load(call) for call in found]
 
 
-def test_the_compose_file_starts_the_four_processes():
+def test_the_compose_file_starts_the_five_processes():
     commands = {name: shlex.split(service["command"]) for name, service in SERVICES.items()}
     assert all(call[0] == "leoma" for call in commands.values())
     assert {name: parse(call[1:]) for name, call in commands.items()} == {
         "api": "leoma serve",
+        "courier": "leoma courier",
         "code-server": "leoma dagster code-server",
         "webserver": "leoma dagster webserver",
         "daemon": "leoma dagster daemon",
@@ -64,7 +65,9 @@ def test_every_service_is_the_image_with_the_volume_and_comes_back(name):
 
 def test_health_checks_call_what_exists():
     tests = [
-        service["healthcheck"]["test"] for service in SERVICES.values() if "healthcheck" in service
+        service["healthcheck"]["test"]
+        for service in SERVICES.values()
+        if "test" in service.get("healthcheck", {})
     ]
     for kind, program, *arguments in tests:
         assert kind == "CMD"
