@@ -15,6 +15,8 @@ from warehouse.log import LogError, LogReader
 
 router = APIRouter(tags=["health"])
 VERSION = version("leoma")
+# Anybody may ask this route, so it counts only so far.
+RESULTS_COUNTED_MAX = 10_000
 
 
 def log_problem(log: LogReader) -> str | None:
@@ -37,6 +39,25 @@ def silent_bucket(parts: Service, at_ms: int) -> str | None:
         return None
     since = f"since {iso8601(answered_ms)}" if answered_ms else "yet"
     return f"the bucket has not answered {since}, or `leoma courier` does not run"
+
+
+def waiting_results(parts: Service, at_ms: int) -> str | None:
+    """Return how many results wait if the oldest has waited for too long, None if not."""
+    settings = parts.snapshots.generations.settings
+    if not settings.s3_samples_bucket:
+        return None
+    try:
+        depth, oldest_ms = parts.reader.backlog(RESULTS_COUNTED_MAX)
+    except LogError as error:
+        return str(error)
+    seconds = 0 if oldest_ms is None else (at_ms - oldest_ms) // 1000
+    if seconds <= settings.outbox_stale_seconds:
+        return None
+    or_more = " or more" if depth == RESULTS_COUNTED_MAX else ""
+    return (
+        f"{depth}{or_more} evaluation results wait for object storage, "
+        f"the oldest for {seconds} seconds"
+    )
 
 
 def lagging_log(parts: Service) -> str | None:
@@ -70,6 +91,8 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
         if at_ms > latest.valid_until_ms:
             problems.append(f"the weights are valid only until {iso8601(latest.valid_until_ms)}")
     if problem := silent_bucket(parts, at_ms):
+        problems.append(problem)
+    if is_database_up and (problem := waiting_results(parts, at_ms)):
         problems.append(problem)
     return {
         "status": "degraded" if problems else "healthy",

@@ -1,11 +1,16 @@
 """Health, readiness and time."""
 
+import re
 import time
+
+import apsw
 
 from api.models import HealthResponse
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
 from tests.builders import publish
+from tests.warehouse.builders import append, sample
+from warehouse.sqlite_log import SqliteLog
 
 
 def test_healthy(server):
@@ -57,6 +62,32 @@ def test_stale_metagraph_and_stale_weights_are_degraded(warehouse_settings):
         assert len(answer["problems"]) == 2
         # It still serves what it has, with the fields that say how old it is.
         assert running.get("/weights").status_code == 200
+
+
+def test_results_that_wait_for_long_are_degraded(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    log = SqliteLog(warehouse_settings)
+    for task in (1, 2):
+        append(log, sample(task=task))
+    connection = apsw.Connection(str(log.path))
+    configured = warehouse_settings.model_copy(update={"s3_samples_bucket": "samples"})
+
+    def problems(settings, oldest_seconds):
+        oldest_ms = time.time_ns() // 1_000_000 - oldest_seconds * 1000
+        connection.execute("UPDATE outbox SET queued_at_ms = ? WHERE task_id = 1", (oldest_ms,))
+        with Server(API_SETTINGS, settings) as running:
+            answer = running.get("/health").json()
+        assert (answer["status"] == "degraded") == bool(answer["problems"])
+        # Without a key to sign links with that is said as well; it is no matter here.
+        return [problem for problem in answer["problems"] if "evaluation results" in problem]
+
+    assert problems(configured, 500) == []
+    assert problems(warehouse_settings, 1_000) == []
+    (problem,) = problems(configured, 1_000)
+    assert re.fullmatch(
+        r"2 evaluation results wait for object storage, the oldest for 1\d\d\d seconds", problem
+    )
+    log.close()
 
 
 def test_time(server):
