@@ -15,7 +15,7 @@ import click
 
 from cli.demo import KEPT_SETTINGS
 from cli.processes import ProcessError, StopRequested, stop_signals
-from tests.bench import history, limits, objects, report, servers
+from tests.bench import history, limits, objects, outbox, report, servers
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
 from warehouse.files import locked
@@ -78,6 +78,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
     )
     synced = step("Syncs with a node", lambda: servers.syncs(given, SYNCS))
     links = step("Presigned URLs", objects.presigning)
+    drained = step("Outbox to object storage", lambda: outbox.draining(logs, given, root))
     verify = step("sr25519", limits.verifications_per_second)
     fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
     inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
@@ -87,6 +88,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
         *_run_figures(rebuild, full, grown),
         *_sync_figures(synced),
         links,
+        drained,
         Figure("API memory, reads, one worker", [reads["rss_mb"]], "MB", is_rate=False, target=250),
         Figure(
             "API memory, writes, per worker", [writes["rss_mb"]], "MB", is_rate=False, target=250
