@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
+import textwrap
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import apsw
 import pytest
@@ -28,6 +30,7 @@ from warehouse.sqlite_schema import lock_path
 
 # Long enough for a busy machine; nothing here depends on how long it takes.
 SECONDS_MAX = 60
+README = Path(__file__).parent.parent.parent / "README.md"
 SOON = {
     "outbox_poll_seconds": 0.02,
     "outbox_retry_seconds_max": 0.1,
@@ -132,6 +135,12 @@ def passed(document):
     return [entry["passed"] for entry in document["data"]]
 
 
+def readme_snippet():
+    section = README.read_text().split("### Evaluation results in a bucket")[1]
+    begin, end = section.index("    import hashlib"), section.index("    # Cloudflare")
+    return textwrap.dedent(section[begin:end])
+
+
 def test_what_was_posted_is_stored_and_verifies_with_the_public_key(
     settings, object_server, bucket
 ):
@@ -170,9 +179,10 @@ def test_what_was_posted_is_stored_and_verifies_with_the_public_key(
     assert found["ContentType"] == "application/json"
     assert content == json.dumps({"signature": signature, "data": data}).encode()
     # As anybody does who has the object and the validator's address only.
-    document = json.loads(content)
-    signed = hashlib.sha256(json.dumps(document["data"], sort_keys=True).encode()).digest()
-    assert keypair("big").verify(signed, document["signature"])
+    for validator, is_genuine in (("big", True), ("middle", False)):
+        known = {"content": content, "validator_hotkey": hotkey(validator)}
+        exec(readme_snippet(), known)
+        assert known["is_genuine"] == is_genuine
 
 
 def test_a_single_samples_signature_goes_with_it(settings, log, stored):
