@@ -17,11 +17,12 @@ def fsck() -> None:
     with one_line(LogError, OSError):
         log = open_kept_log(read_settings(WarehouseSettings))
         try:
-            head, problems = log.head(), log.check()
+            head, floor, problems = log.head(), log.dropped_through(), log.check()
         finally:
             log.close()
     for problem in problems:
         click.echo(problem)
     if problems:
-        raise click.ClickException(f"{len(problems)} problems in a log of {head} records.")
-    click.echo(f"{head} records, nothing wrong.")
+        raise click.ClickException(f"{len(problems)} problems in a log of {head - floor} records.")
+    archived = f" after {floor}, up to where the archive has them" if floor else ""
+    click.echo(f"{head - floor} records{archived}, nothing wrong.")

@@ -82,6 +82,8 @@ def test_a_lost_machine_comes_back_from_the_bucket_alone(subnet, elsewhere, caps
     assert log.admin_state() == subnet.log.admin_state()
     assert log.head() > subnet.log.head()
     log.close()
+    assert run(["fsck"]) == 0
+    assert "0 records after 1000048, up to where" in capsys.readouterr().out
     # The next run computes the same from what was restored.
     before = tables(elsewhere)
     materialize(subnet.settings, elsewhere)
