@@ -59,7 +59,8 @@ def courier(*, log_level: str) -> None:
     for library in ("boto3", "botocore", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     settings = read_settings(WarehouseSettings)
-    with contextlib.ExitStack() as stack:
+    # From here, so that who stops it while it still opens things sees it end as later on.
+    with contextlib.suppress(StopRequested), stop_signals(), contextlib.ExitStack() as stack:
         with one_line(LogError, ObjectStorageError, OSError):
             loops = opened_loops(settings, stack)
         if not loops:
@@ -68,7 +69,7 @@ def courier(*, log_level: str) -> None:
 
 
 def run_until_stopped(loops: list[Loop]) -> None:
-    """Run the loops until a signal asks to stop; raise a failure when one of them ends before."""
+    """Run the loops until `StopRequested`; raise a failure when one of them ends before."""
     stopping, broken = Event(), Event()
 
     def run(loop: Loop) -> None:
@@ -81,14 +82,13 @@ def run_until_stopped(loops: list[Loop]) -> None:
             stopping.set()
 
     threads = [Thread(target=run, args=(loop,), daemon=True) for loop in loops]
-    with stop_signals():
-        try:
-            for thread in threads:
-                thread.start()
-            stopping.wait()
-        except StopRequested:
-            stopping.set()
+    try:
         for thread in threads:
-            thread.join(JOIN_SECONDS_MAX)
+            thread.start()
+        stopping.wait()
+    except StopRequested:
+        stopping.set()
+    for thread in threads:
+        thread.join(JOIN_SECONDS_MAX)
     if broken.is_set():
         raise click.ClickException("a part of the courier ended by itself")
