@@ -15,7 +15,7 @@ import click
 
 from cli.demo import KEPT_SETTINGS
 from cli.processes import ProcessError, StopRequested, stop_signals
-from tests.bench import history, limits, objects, outbox, report, servers
+from tests.bench import history, limits, objects, outbox, report, servers, storage
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
 from warehouse.files import locked
@@ -27,6 +27,8 @@ ROOT = Path("build/bench")
 FULL_RUNS, INCREMENTAL_RUNS = 5, 5
 SYNCS = 221  # 200 after the first ones, which fill caches
 WRITE_TASKS = 10  # a round of writes: 20,000 samples
+OUTAGE_SECONDS = 60
+STORAGE_PARTS = ("publishing", "links", "outbox", "outage")
 LATEST_TASK = 10**9
 Value = TypeVar("Value")
 
@@ -53,8 +55,8 @@ def step(what: str, act: Callable[[], Value]) -> Value:
     return value
 
 
-def measure(samples: int) -> tuple[list[Figure], int]:
-    """Measure everything; return the figures and how many samples the history has."""
+def measure(samples: int, only: tuple[str, ...], outage_seconds: int) -> tuple[list[Figure], int]:
+    """Measure everything, or some parts; return the figures and how large the history is."""
     root = ROOT.absolute()
     shape = history.Shape.of(samples)
     made = history.made_history(root, shape, int(time.time()))
@@ -62,6 +64,8 @@ def measure(samples: int) -> tuple[list[Figure], int]:
     given = environment(home)
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
+    if only:
+        return _storage_figures(logs, given, root, only, outage_seconds), shape.samples
 
     rebuild = step(
         "Rebuild from the log alone", lambda: servers.materialisations(given, "again", 1)
@@ -70,6 +74,8 @@ def measure(samples: int) -> tuple[list[Figure], int]:
     grown = step(
         "Incremental runs", lambda: servers.materialisations(given, "grow", INCREMENTAL_RUNS)
     )
+    # Before a task far ahead is announced: its runs announce the next ones.
+    published = _storage_figures(logs, given, root, ("publishing",), outage_seconds)
     reads = step("Reads, one worker", lambda: servers.measure_reads(logs, given, root))
     first_task = _open_tasks(home)
     writes = step(
@@ -77,8 +83,7 @@ def measure(samples: int) -> tuple[list[Figure], int]:
         lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
     )
     synced = step("Syncs with a node", lambda: servers.syncs(given, SYNCS))
-    links = step("Presigned URLs", objects.presigning)
-    drained = step("Outbox to object storage", lambda: outbox.draining(logs, given, root))
+    stored = _storage_figures(logs, given, root, ("links", "outbox", "outage"), outage_seconds)
     verify = step("sr25519", limits.verifications_per_second)
     fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
     inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
@@ -87,14 +92,33 @@ def measure(samples: int) -> tuple[list[Figure], int]:
         *_write_figures(writes, inserts, verify, fsync),
         *_run_figures(rebuild, full, grown),
         *_sync_figures(synced),
-        links,
-        drained,
+        *published,
+        *stored,
         Figure("API memory, reads, one worker", [reads["rss_mb"]], "MB", is_rate=False, target=250),
         Figure(
             "API memory, writes, per worker", [writes["rss_mb"]], "MB", is_rate=False, target=250
         ),
     ]
     return figures, shape.samples
+
+
+def _storage_figures(
+    logs: Path, given: dict[str, str], root: Path, parts: tuple[str, ...], outage_seconds: int
+) -> list[Figure]:
+    figures: list[Figure] = []
+    if "publishing" in parts:
+        figures += step("Publishing to a bucket", lambda: storage.publishing(given, root))
+    if "links" in parts:
+        figures.append(step("Presigned URLs", objects.presigning))
+    if "outbox" in parts:
+        figures.append(step("Outbox to object storage", lambda: outbox.draining(logs, given, root)))
+    if "outage" in parts:
+        first_task = _open_tasks(Path(given["LEOMA_HOME"]))
+        figures += step(
+            "Outages of object storage",
+            lambda: storage.outages(logs, given, root, first_task, outage_seconds),
+        )
+    return figures
 
 
 def _open_tasks(home: Path) -> int:
@@ -197,14 +221,24 @@ def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
 @click.option(
     "--samples", default=1_000_000, show_default=True, type=click.IntRange(2000, 100_000_000)
 )
-def main(*, samples: int) -> None:
+@click.option(
+    "--only", multiple=True, type=click.Choice(STORAGE_PARTS), help="A part alone; repeatable."
+)
+@click.option(
+    "--outage-seconds",
+    default=OUTAGE_SECONDS,
+    show_default=True,
+    type=click.IntRange(2, 120),
+    help="How long object storage is down.",
+)
+def main(*, samples: int, only: tuple[str, ...], outage_seconds: int) -> None:
     """Measure the service; the history is kept under build/bench for the next time."""
     surroundings = report.machine()
     try:
         ROOT.mkdir(parents=True, exist_ok=True)
         # Two at once would measure each other, in the same files.
         with stop_signals(), locked(ROOT / "lock", timeout_seconds=1):
-            figures, made = measure(samples)
+            figures, made = measure(samples, only, outage_seconds)
     except (servers.BenchError, ProcessError, LogError, OSError) as error:
         tail = getattr(error, "tail", "")
         raise click.ClickException(f"{error}\n{tail}") from error
