@@ -6,22 +6,21 @@ from importlib.metadata import version
 from typing import TypedDict
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from api.dependencies import Service
 from api.edge import AdminReads, PrebuiltAnswers
 from api.errors import install_error_handlers
+from api.limits import EXPOSED_HEADERS, AddressRates, Bounds, with_cors
 from api.media import MediaLinks
 from api.openapi import DESCRIPTION, install_openapi
+from api.rates import Rates
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
 from api.settings import ApiSettings
 from api.snapshot import Snapshots
 from warehouse.backends import open_log
 from warehouse.generation import Generations
 from warehouse.settings import WarehouseSettings
-
-EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Evaluation-Verified", "X-Server-Time")
 
 
 class State(TypedDict):
@@ -39,11 +38,13 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
         try:
             snapshots = Snapshots(settings, Generations(warehouse_settings))
             media = MediaLinks(settings, warehouse_settings)
+            rates = Rates(warehouse_settings.leoma_home.absolute() / "run" / "rates")
             snapshots.open()
             media.open()
             try:
-                yield {"service": Service(settings, log, log, snapshots, media)}
+                yield {"service": Service(settings, log, log, snapshots, media, rates)}
             finally:
+                rates.close()
                 media.close()
                 snapshots.close()
         finally:
@@ -70,13 +71,8 @@ def create_app(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
     """Return the whole application. A request passes the layers from the last to the first."""
     app: ASGIApp = create_api(settings, warehouse_settings)
     app = AdminReads(app)
-    app = CORSMiddleware(
-        app,
-        allow_origins=settings.cors_origins or ("*",),
-        allow_methods=("GET", "HEAD", "POST", "DELETE"),
-        allow_headers=("*",),
-        allow_credentials=bool(settings.cors_origins),
-        expose_headers=EXPOSED_HEADERS,
-    )
+    app = Bounds(app, settings)
+    app = with_cors(app, settings)
     cache_control = f"public, max-age={settings.cache_max_age_seconds}"
-    return PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
+    app = PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
+    return AddressRates(app, settings)

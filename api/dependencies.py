@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from api.auth import authenticated
 from api.bodies import INT63_MAX, Body
 from api.caching import is_match
-from api.errors import INVALID_HOTKEY, JsonResponse, invalid_fields
+from api.errors import INVALID_HOTKEY, JsonResponse, TooManyRequestsError, invalid_fields
 from api.history import History
 from api.instants import now_ms
 from api.media import MediaLinks
+from api.rates import Rates
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
 from warehouse.hotkeys import is_hotkey
@@ -36,6 +37,7 @@ class Service:
     writer: LogWriter
     snapshots: Snapshots
     media: MediaLinks
+    rates: Rates
 
     def check_log(self) -> None:
         """Raise `LogUnavailableError` where the log ends before what the generation counts.
@@ -46,6 +48,19 @@ class Service:
         latest = self.snapshots.latest
         if latest is not None and not latest.is_covered_by(self.reader.head):
             raise LogUnavailableError("the log ends before what the current generation counts")
+
+    def check_rate(self, hotkey: str) -> None:
+        """Count a request that a hotkey signed; raise `TooManyRequestsError` for one too many.
+
+        Never before the signature is verified: anybody could use up another's line.
+        """
+        per_second = self.settings.rate_per_hotkey
+        if per_second:
+            wait_seconds = self.rates.wait_seconds(
+                f"hotkey {hotkey}", per_second, self.settings.rate_per_hotkey_burst
+            )
+            if wait_seconds:
+                raise TooManyRequestsError(wait_seconds)
 
     async def remember_signature(self, signature: bytes) -> None:
         """Return when no write will ever accept this signature."""
@@ -102,6 +117,7 @@ async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
         now_unix=lambda: now_ms() // 1000,
         is_admin_route=is_admin_route,
     )
+    parts.check_rate(signed.hotkey)
     parts.check_log()
     return signed
 

@@ -4,10 +4,13 @@ HTTPException            raised where the status is known; FastAPI answers it
 RequestValidationError   422, without the input
 NotReadyError            503: no generation has been published yet
 BodyTooLargeError        413
+BodiesFullError          503: other bodies fill what a worker may hold
+TooManyRequestsError     429
 LogError (warehouse)     503, or 409 for a write that was refused
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +39,11 @@ DESCRIPTIONS = {
     403: "The signature is valid, but its hotkey is not an admin.",
     404: "Not found.",
     409: "The write contradicts what is stored, or its signature was used before.",
+    408: "The request did not arrive within REQUEST_SECONDS_MAX.",
     413: "The body is larger than MAX_BODY_SIZE.",
     422: "The input does not fit the schema.",
-    503: "The log or the tables are not available now; see Retry-After.",
+    429: "More requests than this hotkey or address may put; see Retry-After.",
+    503: "The log or the tables are not available now, or too much is under way; see Retry-After.",
 }
 REFUSALS: dict[type[RefusedError], tuple[int, str]] = {
     SignatureUsedError: (409, "this signature was already used"),
@@ -55,6 +60,21 @@ class BodyTooLargeError(Exception):
 
     def __init__(self, body_bytes_max: int) -> None:
         super().__init__(f"the body is larger than {body_bytes_max} bytes")
+
+
+class BodiesFullError(Exception):
+    """The bodies that are under way fill what a worker holds of them."""
+
+    def __init__(self) -> None:
+        super().__init__("too many bodies are under way; try again")
+
+
+class TooManyRequestsError(Exception):
+    """Whoever asks has used its rate up; the next request is taken in `wait_seconds`."""
+
+    def __init__(self, wait_seconds: float) -> None:
+        super().__init__("too many requests; Retry-After says when to put the next one")
+        self.wait_seconds = wait_seconds
 
 
 class JsonResponse(Response):
@@ -79,6 +99,20 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in statuses
     }
+
+
+def overload_response(detail: str, retry_after_seconds: int) -> JsonResponse:
+    """Answer what cannot be taken in now. What is left of its body is not read."""
+    headers = {"Connection": "close", "Retry-After": str(retry_after_seconds)}
+    return error_response(503, detail, headers)
+
+
+def limit_response(error: Exception, retry_after_seconds: int) -> JsonResponse:
+    """Answer one request too many, or a body for which there is no room."""
+    if isinstance(error, TooManyRequestsError):
+        seconds = max(1, math.ceil(error.wait_seconds))
+        return error_response(429, str(error), {"Retry-After": str(seconds)})
+    return overload_response(str(error), retry_after_seconds)
 
 
 def invalid_fields(errors: Sequence[Any], *prefix: str) -> list[dict[str, Any]]:
@@ -128,6 +162,9 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
     async def too_large(_request: Request, error: Exception) -> Response:
         return error_response(413, str(error))
 
+    async def limited(_request: Request, error: Exception) -> Response:
+        return limit_response(error, retry_after_seconds)
+
     async def log_failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, LogError)  # noqa: S101  (what it is installed for)
         answer = log_error_response(error, retry_after_seconds)
@@ -145,6 +182,8 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(NotReadyError, not_ready)
     app.add_exception_handler(BodyTooLargeError, too_large)
+    app.add_exception_handler(BodiesFullError, limited)
+    app.add_exception_handler(TooManyRequestsError, limited)
     app.add_exception_handler(LogError, log_failed)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unexpected)

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from api.bodies import BlacklistAddition, Body, SampleBatch, SampleSubmission, TaskAnnouncement
+from api.errors import DESCRIPTIONS
 
 DESCRIPTION = """
 Validators submit signed samples; the service aggregates them into stake-weighted scores, ranks
@@ -27,6 +28,7 @@ BODIES: tuple[type[Body], ...] = (
     BlacklistAddition,
 )
 REFERENCE = "#/components/schemas/{model}"
+ERROR = {"$ref": REFERENCE.format(model="ErrorResponse")}
 
 
 def _header(name: str, description: str) -> dict[str, str]:
@@ -70,6 +72,21 @@ def _drop_unreachable_errors(built: dict[str, Any]) -> None:
         built["components"]["schemas"].pop(name, None)
 
 
+def _document_limits(built: dict[str, Any]) -> None:
+    """Say of every route what a client may get whatever it asks for."""
+    for methods in built["paths"].values():
+        for operation in methods.values():
+            statuses = (408, 429, 503) if "requestBody" in operation else (429, 503)
+            for status in statuses:
+                operation["responses"].setdefault(
+                    str(status),
+                    {
+                        "description": DESCRIPTIONS[status],
+                        "content": {"application/json": {"schema": ERROR}},
+                    },
+                )
+
+
 def install_openapi(app: FastAPI) -> None:
     """Make `app.openapi()` return the whole document, built once."""
 
@@ -82,6 +99,7 @@ def install_openapi(app: FastAPI) -> None:
                 routes=app.routes,
             )
             _drop_unreachable_errors(built)
+            _document_limits(built)
             _, bodies = models_json_schema(
                 [(body, "validation") for body in BODIES], ref_template=REFERENCE
             )

@@ -1,5 +1,6 @@
 """What the API may be told from outside. Read once per process and passed in."""
 
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -57,6 +58,61 @@ class ApiSettings(BaseSettings):
     rendered_bytes_max: int = Field(
         16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
     )
+    rate_per_address: float = Field(
+        100.0,
+        ge=0,
+        le=1e6,
+        description="Requests a second from one address (IPv6: one /64), of all workers together; "
+        "more is 429. A page asks for some ten at once. 0: no limit.",
+    )
+    rate_per_address_burst: int = Field(
+        500, gt=0, le=10**6, description="How many of them at once, after a rest."
+    )
+    rate_per_hotkey: float = Field(
+        500.0,
+        ge=0,
+        le=1e6,
+        description="Signed requests a second from one hotkey, of all workers together; more is "
+        "429. A task with 256 miners, judged one by one, is 256. 0: no limit.",
+    )
+    rate_per_hotkey_burst: int = Field(
+        1_000, gt=0, le=10**6, description="How many of them at once, after a rest."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses of proxies whose X-Forwarded-For is believed, by comma. Requests of "
+        "their own have no limit by address.",
+    )
+    request_seconds_max: float = Field(
+        30.0,
+        gt=0,
+        description="How long a request may take from its head to the end of its answer. A commit "
+        "waits for LOG_LOCK_SECONDS_MAX at most.",
+    )
+    concurrent_requests_max: int = Field(
+        500,
+        gt=0,
+        description="Requests under way in one worker, answers rendered beforehand aside; more is "
+        "503 with Retry-After.",
+    )
+    body_bytes_under_way_max: int = Field(
+        64 * 2**20,
+        gt=0,
+        description="Bytes of request bodies that one worker holds, at most; more is 503 with "
+        "Retry-After.",
+    )
+    header_seconds_max: float = Field(
+        10.0, gt=0, description="How long a new connection may take until its request has a head."
+    )
+    header_bytes_max: int = Field(
+        16_384, gt=0, description="Bytes of a request's head, at most; more is 431."
+    )
+    keep_alive_seconds: float = Field(
+        5.0, gt=0, description="How long a connection is kept after its last answer."
+    )
+    connections_max: int = Field(
+        1_000, gt=0, description="Connections of one worker; one more is closed at once."
+    )
     media_url_seconds: int = Field(
         3_600,
         gt=0,
@@ -72,7 +128,7 @@ class ApiSettings(BaseSettings):
         """The age from which the metagraph counts as not synced: three intervals."""
         return 3 * self.chain_sync_interval_seconds
 
-    @field_validator("admin_hotkeys", "cors_origins", mode="before")
+    @field_validator("admin_hotkeys", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _by_comma(cls, value: object) -> object:
         return _listed(value)
@@ -85,6 +141,16 @@ class ApiSettings(BaseSettings):
                 public_key(hotkey)
             except InvalidHotkeyError:
                 raise ValueError(f"ADMIN_HOTKEYS: {hotkey!r} is not an SS58 address") from None
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _real_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            try:
+                ip_address(address)
+            except ValueError:
+                raise ValueError(f"TRUSTED_PROXIES: {address!r} is not an IP address") from None
         return value
 
     @field_validator("cors_origins")

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import resource
 import socket
 
 import click
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.settings import ApiSettings
+from cli.connections import server_options
 from cli.failures import read_settings
 from cli.leash import follow_parent
 from cli.options import log_level_option
@@ -45,6 +47,13 @@ def refuse_taken_port(host: str, port: int) -> None:
             ) from error
 
 
+def raise_handle_limit() -> None:
+    """Have as many handles as are allowed: the usual soft limit is fewer than CONNECTIONS_MAX."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535))
@@ -61,9 +70,10 @@ def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier:
     requests under way. An API document is served under /docs.
     """
     # A bad setting is one line here instead of a traceback of every worker.
-    read_settings(ApiSettings)
+    api_settings = read_settings(ApiSettings)
     settings = read_settings(WarehouseSettings)
     refuse_taken_port(host, port)
+    raise_handle_limit()
     needs_courier = bool(settings.s3_samples_bucket) or settings.warehouse_bucket is not None
     with contextlib.suppress(StopRequested), stop_signals():
         courier = ["courier", "--log-level", log_level]
@@ -76,9 +86,9 @@ def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier:
                 port=port,
                 workers=workers,
                 loop="uvloop",
-                http="httptools",
                 log_level=log_level,
                 access_log=log_level == "debug",
                 server_header=False,
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
+                **server_options(api_settings),
             )

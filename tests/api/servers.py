@@ -10,6 +10,7 @@ import uvicorn
 
 from api.app import create_app
 from api.settings import ApiSettings
+from cli.connections import server_options
 from tests.builders import signed_headers
 from warehouse.settings import WarehouseSettings
 
@@ -30,8 +31,7 @@ class Server:
             host="127.0.0.1",
             port=0,
             loop="uvloop",
-            http="httptools",
-            ws="none",
+            **server_options(settings),
             lifespan="on",
             log_level="error",
         )

@@ -1,0 +1,163 @@
+"""What a connection may do before and after its requests: time and bytes of a head, slow readers.
+
+uvicorn bounds none of it, and the application sees a request only once its head is there. The
+limits are the application's settings, which the lifespan hands to every connection.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api.settings import ApiSettings
+
+# A body in chunks is larger on the wire than the body is.
+BODY_ON_WIRE_MAX = 2
+CHUNK_BYTES_MAX = 256 * 1024
+HEAD_IS_TOO_LARGE = b'{"detail":"the head of the request is larger than HEADER_BYTES_MAX"}'
+
+
+class HeadTooLargeError(Exception):
+    """A head, or what follows a body in chunks, is larger than allowed."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """An HTTP/1.1 connection that cannot be held open, or filled, by saying or reading little."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; close at once where there are too many already."""
+        super().connection_made(transport)
+        self._settings: ApiSettings = self.app_state["service"].settings
+        self._is_in_head = True
+        self._is_head_too_large = False
+        self._chunk_bytes = self._wire_bytes = self._head_bytes = 0
+        self._wire_bytes_max = (
+            self._settings.header_bytes_max
+            + BODY_ON_WIRE_MAX * self._settings.max_body_size
+            + CHUNK_BYTES_MAX
+        )
+        # One for each thing that must happen in time: a head, and the taking of an answer.
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._taken_timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self._settings.connections_max:
+            transport.abort()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._head_came()
+        self._answer_taken()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; uvicorn parses it and starts the requests."""
+        self._chunk_bytes = len(data)
+        self._wire_bytes += self._chunk_bytes
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if not self._is_in_head:
+            if self._wire_bytes > self._wire_bytes_max:
+                self.transport.abort()
+        elif self._wire_bytes > self._settings.header_bytes_max:
+            # One header that never ends: the parser keeps it, and says nothing yet.
+            self._is_head_too_large = True
+            self.send_400_response("")
+        elif self._head_timer is None:
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        """Note that a head begins, in the piece that came last."""
+        super().on_message_begin()
+        self._is_in_head = True
+        self._head_bytes = 0
+        self._wire_bytes = self._chunk_bytes
+
+    def on_url(self, url: bytes) -> None:
+        """Count a piece of the request's target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header; those after a body in chunks, too."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request."""
+        self._is_in_head = False
+        self._head_came()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Await the next request, or see to it that the connection ends."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_taking(self._settings.keep_alive_seconds)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or too large a head."""
+        if not self._is_head_too_large:
+            super().send_400_response(msg)
+        else:
+            length = str(len(HEAD_IS_TOO_LARGE)).encode()
+            lines = [STATUS_LINE[431], b"content-type: application/json\r\ncontent-length: "]
+            lines += [length, b"\r\nconnection: close\r\n\r\n", HEAD_IS_TOO_LARGE]
+            self.transport.write(b"".join(lines))
+            self.transport.close()
+        self._await_taking(self._settings.keep_alive_seconds)
+
+    def pause_writing(self) -> None:
+        """Wait for who reads slowly, for as long as a request may take."""
+        super().pause_writing()
+        self._await_taking(self._settings.request_seconds_max)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        super().resume_writing()
+        self._answer_taken()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that is idle; one whose last answer is not taken by now is cut."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _count(self, count: int) -> None:
+        self._head_bytes += count
+        if self._head_bytes > self._settings.header_bytes_max:
+            self._is_head_too_large = True
+            raise HeadTooLargeError
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(
+            self._settings.header_seconds_max, self.transport.abort
+        )
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _await_taking(self, seconds: float) -> None:
+        # Closing waits until everything is sent, for ever if nobody reads it.
+        self._answer_taken()
+        self._taken_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _answer_taken(self) -> None:
+        if self._taken_timer is not None:
+            self._taken_timer.cancel()
+            self._taken_timer = None
+
+
+def server_options(settings: ApiSettings) -> dict[str, Any]:
+    """Return how uvicorn must be configured for the settings to hold."""
+    return {
+        "http": BoundedConnection,
+        "ws": "none",
+        "timeout_keep_alive": settings.keep_alive_seconds,
+        "proxy_headers": True,
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+    }

@@ -1,0 +1,196 @@
+"""What one client, and all together, may have of a worker; and that others do not suffer."""
+
+import contextlib
+import json
+import socket
+
+import httpx
+import pytest
+
+from api.settings import ApiSettings
+from tests.api.conftest import API_SETTINGS, publish_subnet
+from tests.api.servers import Server
+from tests.builders import hotkey, sample_body, signed_headers
+from warehouse.files import locked
+from warehouse.sqlite_schema import lock_path
+
+SLOW = 1e-3
+SECONDS_MAX = 30
+
+
+@pytest.fixture
+def serving(warehouse_settings):
+    """Start servers with settings on one home, until the test ends."""
+    publish_subnet(warehouse_settings)
+    with contextlib.ExitStack() as stack:
+
+        def start(**values):
+            settings = API_SETTINGS.model_copy(update=values)
+            return stack.enter_context(Server(settings, warehouse_settings))
+
+        yield start
+
+
+def statuses(server, count, path="/health/live", **kwargs):
+    return [server.get(path, **kwargs).status_code for _ in range(count)]
+
+
+LIMITED = {"rate_per_address": SLOW, "rate_per_address_burst": 3, "trusted_proxies": ()}
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/weights", "/no-such-route"])
+def test_an_address_has_a_rate_whatever_it_asks_for(serving, path):
+    server = serving(**LIMITED)
+    status = 404 if "no-such" in path else 200
+    assert statuses(server, 5, path) == [status] * 3 + [429] * 2
+    refused = server.get(path, headers={"Origin": "https://dashboard.example"})
+    assert 990 < int(refused.headers["Retry-After"]) <= 1000
+    assert "Retry-After" in refused.json()["detail"]
+    assert refused.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_workers_count_together(serving):
+    servers = [serving(**LIMITED), serving(**LIMITED)]
+    assert [server.get("/weights").status_code for server in servers * 2] == [*[200] * 3, 429]
+
+
+def test_only_a_trusted_proxy_says_who_its_client_is(serving):
+    proxied = serving(**{**LIMITED, "trusted_proxies": ("127.0.0.1",)})
+    # Its own requests have no limit; each of its clients has one, named by the last hop.
+    assert statuses(proxied, 10) == [200] * 10
+    for client in ("192.0.2.1", "192.0.2.2"):
+        given = {"X-Forwarded-For": f"10.9.9.9, {client}"}
+        assert statuses(proxied, 4, headers=given) == [200] * 3 + [429]
+    direct = serving(**LIMITED)
+    claims = [{"X-Forwarded-For": f"192.0.2.{number}"} for number in range(10, 15)]
+    found = [direct.get("/weights", headers=claim).status_code for claim in claims]
+    assert found == [*[200] * 3, *[429] * 2]
+
+
+def test_no_rate_is_no_limit(serving):
+    server = serving(**{**LIMITED, "rate_per_address": 0, "rate_per_hotkey": 0})
+    assert statuses(server, 50) == [200] * 50
+
+
+def test_a_hotkey_has_a_rate_that_nobody_else_can_use_up(serving):
+    server = serving(rate_per_hotkey=SLOW, rate_per_hotkey_burst=3)
+    path = "/miners/valid"
+    # Not its own signature: refused, and not counted.
+    for _ in range(10):
+        headers = {**signed_headers("small", path=path), "X-Validator-Hotkey": hotkey("big")}
+        assert server.get(path, headers=headers).status_code == 401
+    found = [server.signed("big", "GET", path).status_code for _ in range(4)]
+    assert found == [200, 200, 200, 429]
+    assert server.signed("middle", "GET", path).status_code == 200
+
+
+def test_what_was_refused_for_its_rate_is_good_later(serving):
+    server = serving(rate_per_hotkey=SLOW, rate_per_hotkey_burst=1)
+    assert server.signed("big", "GET", "/miners/valid").status_code == 200
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("big", body, method="POST", path="/samples", scheme=2)
+    refused = server.http.post("/samples", content=body, headers=headers)
+    assert refused.status_code == 429
+    # On another machine, or after the wait: the signature was not used up.
+    other = serving(rate_per_hotkey=0)
+    assert other.http.post("/samples", content=body, headers=headers).status_code == 200
+    assert len(other.get("/samples/list").json()) == 1
+
+
+def head_of_post(name, body, length):
+    headers = signed_headers(name, body, method="POST", path="/samples", scheme=2)
+    lines = [f"{key}: {value}" for key, value in headers.items()]
+    return "\r\n".join(
+        ["POST /samples HTTP/1.1", "Host: leoma", f"Content-Length: {length}", *lines, "", ""]
+    ).encode()
+
+
+@contextlib.contextmanager
+def begun_post(server, name="big", sent=b"{"):
+    """A POST whose body does not come, in mid-request."""
+    with socket.create_connection(("127.0.0.1", server.port), SECONDS_MAX) as connection:
+        connection.sendall(head_of_post(name, b"", 1_000) + sent)
+        yield connection
+
+
+def answered(connection):
+    """All that a connection answers until it is closed."""
+    found = b""
+    while content := connection.recv(65_536):
+        found += content
+    return found
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serving):
+    server = serving(request_seconds_max=0.3)
+    with begun_post(server) as connection:
+        found = answered(connection)
+    assert found.startswith(b"HTTP/1.1 408 ")
+    assert b'{"detail":"the request did not arrive within 0.3 seconds"}' in found
+    assert server.get("/health/live").status_code == 200
+
+
+def test_a_commit_that_does_not_end_is_answered_and_may_be_repeated(serving, warehouse_settings):
+    server, other = serving(request_seconds_max=0.3), serving()
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("big", body, method="POST", path="/samples", scheme=2)
+    with locked(lock_path(warehouse_settings.log_path), SECONDS_MAX):
+        answer = server.http.post("/samples", content=body, headers=headers)
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "no answer within 0.3 seconds; try again"
+    assert answer.headers["Retry-After"] == "2"
+    # It may be stored by now or not; its repetition is stored once.
+    first = other.http.post("/samples", content=body, headers=headers)
+    second = other.http.post("/samples", content=body, headers=headers)
+    assert first.status_code == second.status_code == 200
+    assert first.json() == second.json()
+    assert [one["id"] for one in other.get("/samples/list").json()] == [first.json()["id"]]
+
+
+def test_requests_under_way_are_bounded_and_what_is_rendered_goes_on(serving):
+    server = serving(concurrent_requests_max=2)
+    with begun_post(server, "big") as first, begun_post(server, "small"):
+        until(lambda: server.get("/health/live").status_code == 503)
+        refused = server.get("/health/live", headers={"Origin": "https://dashboard.example"})
+        assert refused.json() == {"detail": "too many requests are under way; try again"}
+        assert refused.headers["Retry-After"] == "2"
+        assert refused.headers["Access-Control-Allow-Origin"] == "*"
+        assert server.get("/weights").status_code == 200
+        first.close()
+        until(lambda: server.get("/health/live").status_code == 200)
+
+
+def test_bodies_under_way_are_bounded_in_bytes(serving):
+    server = serving(body_bytes_under_way_max=2_000)
+    large = sample_body(prompt="x" * 3_000)
+    refused = server.signed("big", "POST", "/samples", large)
+    assert refused.status_code == 503
+    assert refused.json() == {"detail": "too many bodies are under way; try again"}
+    assert refused.headers["Retry-After"] == "2"
+    # What was held is given back, whatever became of it.
+    for task in range(20):
+        assert server.signed("big", "POST", "/samples", sample_body(task_id=task)).is_success
+    with begun_post(server, sent=b"x" * 999):
+        with begun_post(server, sent=b"x" * 999):
+            until(lambda: server.signed("small", "POST", "/samples", sample_body()).is_error)
+        until(lambda: server.signed("small", "POST", "/samples", sample_body()).is_success)
+
+
+def test_an_admins_read_is_bounded_as_well(serving):
+    server = serving(body_bytes_under_way_max=2_000)
+    answer = server.signed("admin", "GET", "/health", content=b"x" * 3_000, scheme=1)
+    assert answer.status_code == 503
+
+
+def until(is_so):
+    for _ in range(3_000):
+        with contextlib.suppress(httpx.TransportError):
+            if is_so():
+                return
+    raise AssertionError("it did not become so")
+
+
+@pytest.mark.parametrize("address", ["proxy.example", "10.0.0.0/8", "*"])
+def test_a_trusted_proxy_is_an_address(address):
+    with pytest.raises(ValueError, match="TRUSTED_PROXIES"):
+        ApiSettings(trusted_proxies=address)

@@ -1,0 +1,166 @@
+"""Connections that say little, too much, or read nothing; each ends, and others do not notice."""
+
+import contextlib
+import socket
+import time
+
+import pytest
+
+from tests.api.conftest import API_SETTINGS, publish_subnet
+from tests.api.servers import Server
+
+SECONDS_MAX = 30
+REQUEST = b"GET /health/live HTTP/1.1\r\nHost: leoma\r\n\r\n"
+
+
+@pytest.fixture
+def serving(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    with contextlib.ExitStack() as stack:
+
+        def start(**values):
+            settings = API_SETTINGS.model_copy(update=values)
+            return stack.enter_context(Server(settings, warehouse_settings))
+
+        yield start
+
+
+@contextlib.contextmanager
+def connected(server):
+    with socket.create_connection(("127.0.0.1", server.port), SECONDS_MAX) as connection:
+        yield connection
+
+
+def rest(connection):
+    """What comes until the other side ends it, in due form or not."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while content := connection.recv(65_536):
+            found += content
+    return found
+
+
+def until(is_so):
+    deadline = time.monotonic() + SECONDS_MAX
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not become so"
+        time.sleep(0.01)
+
+
+def open_connections(server):
+    return len(server._server.server_state.connections)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"G", b"GET /health/live HTTP/1.1\r\nHost: l", REQUEST + b"GET /health"]
+)
+def test_a_head_that_does_not_come_is_not_waited_for(serving, said):
+    server = serving(header_seconds_max=0.3)
+    with connected(server) as connection:
+        connection.sendall(said)
+        found = rest(connection)
+    assert found.count(b"HTTP/1.1") == said.count(REQUEST)
+
+
+def test_a_head_that_drips_is_not_waited_for(serving):
+    server = serving(header_seconds_max=0.3)
+    with connected(server) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+        for number in range(SECONDS_MAX * 100):
+            connection.sendall(f"X-{number}: 1\r\n".encode())
+            time.sleep(0.01)
+        raise AssertionError("it was waited for")
+
+
+def test_a_body_is_not_part_of_the_head(serving):
+    server = serving(header_seconds_max=0.3, request_seconds_max=1.5)
+    with connected(server) as connection:
+        connection.sendall(b"POST /samples HTTP/1.1\r\nHost: l\r\nContent-Length: 9\r\n\r\n")
+        # Without a signature it is answered before the body is there.
+        assert connection.recv(12) == b"HTTP/1.1 401"
+
+
+TOO_LARGE = {
+    "one header": b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    "one without an end": b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000,
+    "a name": b"GET / HTTP/1.1\r\n" + b"x" * 20_000 + b": 1\r\n\r\n",
+    "many": b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(4_000)) + b"\r\n",
+    "a target": b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    "a target without an end": b"GET /" + b"x" * 20_000,
+    "after a request": REQUEST + b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_head_has_a_size(serving, sent):
+    server = serving()
+    with connected(server) as connection:
+        connection.sendall(sent)
+        found = rest(connection)
+    assert b"HTTP/1.1 431 Request Header Fields Too Large\r\n" in found
+    assert found.endswith(b'{"detail":"the head of the request is larger than HEADER_BYTES_MAX"}')
+    assert server.get("/health/live").status_code == 200
+
+
+def test_so_has_what_follows_a_body_in_chunks(serving):
+    server = serving()
+    with connected(server) as connection:
+        connection.sendall(
+            b"GET /health/live HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+            + b"".join(b"X-%d: 1\r\n" % number for number in range(4_000))
+        )
+        assert b"431" in rest(connection)
+
+
+def test_nothing_is_taken_in_for_ever(serving):
+    server = serving(max_body_size=10_000)
+    sent = 0
+    with connected(server) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(REQUEST[:-2] + b"Content-Length: 9999999999\r\n\r\n")
+        while sent < 64 * 2**20:
+            connection.sendall(b"x" * 65_536)
+            sent += 65_536
+    assert sent < 64 * 2**20
+
+
+def test_connections_are_bounded_in_number(serving):
+    server = serving(connections_max=3)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connected(server)) for _ in range(3)]
+        until(lambda: open_connections(server) == 3)
+        with connected(server) as refused:
+            assert rest(refused) == b""
+        for one in held:
+            one.sendall(REQUEST)
+            assert one.recv(15) == b"HTTP/1.1 200 OK"
+        held.pop().close()
+        until(lambda: open_connections(server) == 2)
+        assert server.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/weights"])
+def test_who_does_not_read_is_cut_off(serving, path):
+    server = serving(request_seconds_max=0.3, keep_alive_seconds=0.3)
+    request = f"GET {path} HTTP/1.1\r\nHost: leoma\r\n\r\n".encode()
+    with socket.socket() as connection:
+        # Little room on this side, so that the server's fills soon.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.settimeout(SECONDS_MAX)
+        connection.connect(("127.0.0.1", server.port))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200_000):
+                connection.sendall(request)
+        until(lambda: open_connections(server) == 0)
+    assert server.get("/health/live").status_code == 200
+
+
+def test_an_answer_that_closes_is_not_waited_for_either(serving):
+    server = serving(request_seconds_max=0.3, keep_alive_seconds=0.3)
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: leoma\r\nConnection: close\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(request)
+        until(lambda: open_connections(server) == 0)
