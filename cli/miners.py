@@ -10,8 +10,9 @@ from cli.failures import one_line, read_settings
 from cli.options import json_option, print_json, table
 from pipelines import metagraph as chain
 from pipelines.chain_snapshots import ChainSnapshots, Synced
-from pipelines.judging import NO_FACTS, facts_in, revealed_in
+from pipelines.judging import NO_FACTS, facts_in
 from pipelines.metagraph import MetagraphError
+from pipelines.neurons import revealed_in
 from pipelines.outside import printable
 from pipelines.validation import RuleOutcome, rules
 from warehouse.backends import open_kept_log

@@ -45,7 +45,7 @@ def read(
     A head that is older than `block_age_seconds_max` is an error, too.
     """
     block_hash, block = node.head()
-    now, has_subnet, key, own, permits, updates, limit, version_key, has_commits, account = _values(
+    found = _values(
         node,
         block_hash,
         [
@@ -56,11 +56,14 @@ def read(
             (SUBNET, "ValidatorPermit", [netuid]),
             (SUBNET, "LastUpdate", [netuid]),
             (SUBNET, "WeightsSetRateLimit", [netuid]),
+            (SUBNET, "MinAllowedWeights", [netuid]),
             (SUBNET, "WeightsVersionKey", [netuid]),
             (SUBNET, "CommitRevealWeightsEnabled", [netuid]),
             ("System", "Account", [own_hotkey]),
         ],
     )
+    now, has_subnet, key, own, permits, updates, *rules = found
+    limit, fewest, version_key, has_commits, account = rules
     _refuse_old(node, now, block, block_age_seconds_max)
     is_known = own is not None and own < len(permits) and own < len(updates)
     if own is not None and has_subnet and not is_known:
@@ -77,6 +80,7 @@ def read(
         has_permit=is_known and permits[own],
         last_update=updates[own] if is_known else 0,
         rate_limit_blocks=limit,
+        weights_min=fewest,
         weights=() if own is None else weights(node, block_hash, netuid, own),
     )
     schedule = _schedule(node, block_hash, block, netuid) if has_commits else None

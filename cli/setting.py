@@ -68,6 +68,7 @@ class ChainFacts:
     `is_owners`: the uid's hotkey is one of the subnet owner's, whose share of the emission the
     chain burns; that is what makes weight at uid 0 a burn.
     `last_update` is the block in which our weights were set or committed last, 0 for never.
+    `weights_min` is how many uids the subnet wants in weights that are not for our own uid alone.
     `weights` are ours as they are now: pairs of uid and value.
     """
 
@@ -79,6 +80,7 @@ class ChainFacts:
     has_permit: bool
     last_update: int
     rate_limit_blocks: int
+    weights_min: int
     weights: tuple[tuple[int, int], ...]
 
 
@@ -135,10 +137,21 @@ def refuse_doubts(choice: Choice, facts: ChainFacts, own_hotkey: str, limits: Li
             f"the API says burn, but uid {choice.uid} belongs to {facts.hotkey_at_uid}, which is "
             "no hotkey of the subnet's owner: weight there would pay it, and burn nothing"
         )
+    _refuse_us(choice, facts, own_hotkey, limits)
+
+
+def _refuse_us(choice: Choice, facts: ChainFacts, own_hotkey: str, limits: Limits) -> None:
+    """Raise `DoubtError` unless the chain would take this choice from our hotkey now."""
     if facts.own_uid is None:
         raise DoubtError(f"our hotkey {own_hotkey} is not registered in subnet {limits.netuid}")
     if not facts.has_permit:
         raise DoubtError(f"our hotkey {own_hotkey} (uid {facts.own_uid}) has no validator permit")
+    # A timelocked commit of too few is taken, and dropped when it is revealed: nobody would notice.
+    if facts.weights_min > 1 and choice.uid != facts.own_uid:
+        raise DoubtError(
+            f"the subnet takes no fewer than {facts.weights_min} weights at a time "
+            "(MinAllowedWeights), and all the weight goes to one uid"
+        )
     # The earliest block that can take the weights is the next one.
     waited = facts.block + 1 - facts.last_update
     if facts.last_update and waited < facts.rate_limit_blocks:

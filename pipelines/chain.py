@@ -85,14 +85,18 @@ class ChainNodes:
         self._refuse_other_chain(genesis_hash)
         block_hash, block = node.head()
         self._refuse_regress(genesis_hash, block)
-        now, is_there, size = node.stored(
+        number, now, is_there, size = node.stored(
             block_hash,
             [
+                ("System", "Number", []),
                 ("Timestamp", "Now", []),
                 ("SubtensorModule", "NetworksAdded", [netuid]),
                 ("SubtensorModule", "SubnetworkN", [netuid]),
             ],
         )
+        # A head that is too high would be in force for ever: whatever comes after it lags.
+        if (own_number := _number("System.Number", number, 32)) != block:
+            raise ContradictionError(f"its newest block is {block}, and calls itself {own_number}")
         self._refuse_old(block, _number("Timestamp.Now", now, 64))
         if is_there is None or not _value("NetworksAdded", is_there, ScaleReader.flag):
             raise ContradictionError(f"netuid {netuid} does not exist on this chain")

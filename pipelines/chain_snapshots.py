@@ -5,6 +5,7 @@ of `NEURONS`, named by its block and the SHA-256 of its bytes, so that a damaged
 it is parsed (Polars dies of some). The pointer names the newest, and when it was read.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -87,6 +88,16 @@ class ChainSnapshots:
             return None
         name, synced_at_ms = found
         return Synced(self.read(name), synced_at_ms, name)
+
+    def newest_readable(self) -> Metagraph | None:
+        """Return the metagraph of the highest block that can be read, None if none can."""
+        names = [path.name for path in self.directory.glob(f"*-*{SUFFIX}")]
+        blocks = {name: name.partition("-")[0] for name in names}
+        numbered = [name for name in names if blocks[name].isdecimal()]
+        for name in sorted(numbered, key=lambda name: int(blocks[name]), reverse=True):
+            with contextlib.suppress(MetagraphError):
+                return self.read(name)
+        return None
 
     def newest_name(self) -> tuple[str, int] | None:
         """Return the newest one's name and when it was read, None before the first sync."""

@@ -82,6 +82,23 @@ def fields_of(revealed: Sequence[Revealed]) -> dict[str, str | None]:
     return _texts(_document(revealed) or {})
 
 
+def committed_since(revealed: Sequence[Revealed]) -> int:
+    """Return the block of the first commitment to the model and revision of the newest one.
+
+    A miner that commits again, to move its chute, has not committed to its model any later.
+    """
+    newest = fields_of(revealed)
+    return min(
+        one.block
+        for number, one in enumerate(revealed, 1)
+        if number == len(revealed)
+        or all(
+            newest[name] is not None and fields_of(revealed[:number])[name] == newest[name]
+            for name in ("model_name", "model_revision")
+        )
+    )
+
+
 def _compact_bytes(content: bytes) -> int | None:
     """Return how many bytes the compact length takes; None when there are no bytes."""
     if not content:

@@ -149,8 +149,8 @@ def gather(  # noqa: PLR0917 - one sync's parts, of types that cannot be mistake
 
 
 def _is_recent(fact: ModelFact | None, settings: PipelineSettings, now_ms: int) -> bool:
-    """Tell whether an answer is used again without asking."""
-    if fact is None:
+    """Tell whether an answer is used again without asking. What was not there may be by now."""
+    if fact is None or not fact.is_found:
         return False
     # One from the future is of a clock that was wrong, and would not be asked for again.
     return 0 <= now_ms - fact.answered_at_ms < settings.model_recheck_seconds * 1000

@@ -6,12 +6,12 @@ last snapshot is the only memory that there is of earlier answers.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.evidence import Facts
 from pipelines.metagraph import Metagraph, metagraph_of_neurons
-from pipelines.neurons import ChainState, Neuron, Revealed
+from pipelines.neurons import ChainState, Neuron, revealed_text
 from pipelines.validation import ChuteFact, ModelFact, verdict
 
 NO_FACTS = Facts(chute=None, model=None, is_complete=False)
@@ -59,11 +59,6 @@ def facts_in(metagraph: Metagraph) -> dict[str, Facts]:
     return known
 
 
-def revealed_in(text: str) -> tuple[Revealed, ...]:
-    """Read the `revealed` column back."""
-    return tuple(Revealed(block, bytes.fromhex(content)) for block, content in json.loads(text))
-
-
 def _chain_row(state: ChainState, neuron: Neuron) -> dict[str, Any]:
     return {
         "netuid": state.netuid,
@@ -83,15 +78,11 @@ def _miner_row(neuron: Neuron, facts: Facts) -> dict[str, Any]:
     found = verdict(neuron.hotkey, neuron.revealed, facts.chute, facts.model)
     return {
         **dataclasses.asdict(found),
-        "revealed": _revealed_text(neuron.revealed),
+        "revealed": revealed_text(neuron.revealed),
         "commit_block": neuron.revealed[-1].block,
         "chute_fact": _fact_text(facts.chute),
         "model_fact": _fact_text(facts.model),
     }
-
-
-def _revealed_text(revealed: Sequence[Revealed]) -> str:
-    return json.dumps([[one.block, one.content.hex()] for one in revealed], separators=(",", ":"))
 
 
 def _fact_text(fact: ChuteFact | ModelFact | None) -> str | None:

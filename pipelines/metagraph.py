@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipelines.commitments import committed_since
 from pipelines.frames import conform, schema
+from pipelines.neurons import revealed_in
 from pipelines.settings import Parameters
 from pipelines.validation import duplicates
 from warehouse.tables import MINERS, NEURONS, VALIDATORS
@@ -70,7 +72,8 @@ def miners(metagraph: Metagraph, blacklisted: Collection[str]) -> pl.DataFrame:
     """Return the `MINERS` table: the blacklist comes before every other reason, duplicates last.
 
     A copy of a model loses to the earlier commitment of it, also while that one is invalid for
-    another reason: else a copy would win whenever the original's chute is cold. Who is blacklisted
+    another reason: else a copy would win whenever the original's chute is cold. Earlier is who
+    first committed to this revision of its model, however often it did so since. Who is blacklisted
     stands in nobody's way. Only miners that the chain tells of are compared; a metagraph file has
     judged its own.
     """
@@ -80,7 +83,12 @@ def miners(metagraph: Metagraph, blacklisted: Collection[str]) -> pl.DataFrame:
         & pl.col("model_hash").is_not_null()
         & ~pl.col("hotkey").is_in(list(blacklisted))
     )
-    earliest = duplicates(competing.select("hotkey", "uid", "commit_block", "model_hash").rows())
+    earliest = duplicates(
+        (hotkey, uid, committed_since(revealed_in(revealed)), digest)
+        for hotkey, uid, revealed, digest in competing.select(
+            "hotkey", "uid", "revealed", "model_hash"
+        ).rows()
+    )
     copies = pl.DataFrame(
         list(earliest.items()), {"hotkey": pl.String, "earliest_uid": pl.Int64}, orient="row"
     )

@@ -1,5 +1,7 @@
 """What a chain node tells about a subnet at one block, before anybody judges it."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -38,3 +40,13 @@ class ChainState:
     block_hash: str
     genesis_hash: str
     neurons: tuple[Neuron, ...]
+
+
+def revealed_text(revealed: Sequence[Revealed]) -> str:
+    """Return the `revealed` column of a neuron: JSON of [block, hex]."""
+    return json.dumps([[one.block, one.content.hex()] for one in revealed], separators=(",", ":"))
+
+
+def revealed_in(text: str) -> tuple[Revealed, ...]:
+    """Read the `revealed` column back."""
+    return tuple(Revealed(block, bytes.fromhex(content)) for block, content in json.loads(text))

@@ -23,6 +23,7 @@ from pipelines.metagraph import Metagraph, MetagraphError
 from pipelines.neurons import ChainState
 from pipelines.resources import Stores, asset
 from pipelines.settings import PipelineSettings
+from pipelines.validation import is_undecided
 
 StoresParam = dg.ResourceParam[Stores]
 
@@ -58,14 +59,10 @@ def miner_validation(
     found = chain_state.found
     if isinstance(found, Metagraph):
         return dg.MaterializeResult(value=found, metadata=_verdicts(found))
-    last = None
-    try:
-        synced = stores.snapshots.newest()
-        last = synced.metagraph if synced and synced.metagraph.netuid == found.netuid else None
-    except MetagraphError as error:
-        context.log.warning("The last snapshot's facts are lost, all is asked anew: %s", error)
+    last = _last(context, stores, found)
     evidence = _evidence(stores.settings, found, last)
     metagraph = judged(found, evidence.facts, last, time.time_ns() // 1_000_000)
+    _refuse_silence(found, evidence, metagraph)
     return dg.MaterializeResult(
         value=metagraph,
         metadata={
@@ -95,6 +92,51 @@ def about(stores: Stores, synced: Synced) -> dict[str, Any]:
         "miners": synced.metagraph.miners.height,
         "snapshot": dg.MetadataValue.path(stores.snapshots.directory / synced.name),
     }
+
+
+def _last(context: dg.AssetExecutionContext, stores: Stores, found: ChainState) -> Metagraph | None:
+    """Return the last metagraph of this subnet, whose facts stand where a service is silent.
+
+    Of a snapshot that cannot be read the one before takes the place: its facts are older, and any
+    is better than none.
+    """
+    try:
+        synced = stores.snapshots.newest()
+        last = synced.metagraph if synced else None
+    except MetagraphError as error:
+        context.log.warning("The last snapshot is lost, an older one's facts are used: %s", error)
+        last = stores.snapshots.newest_readable()
+    return last if last is not None and last.netuid == found.netuid else None
+
+
+def _refuse_silence(state: ChainState, evidence: Evidence, metagraph: Metagraph) -> None:
+    """Raise `MetagraphError` when nobody is valid because a service has never said anything.
+
+    That is not knowing, and would be published as a burn.
+    """
+    if metagraph.miners["is_valid"].any():
+        return
+    facts = evidence.facts
+    undecided = [
+        neuron.hotkey
+        for neuron in state.neurons
+        if neuron.revealed
+        and is_undecided(
+            neuron.hotkey, neuron.revealed, facts[neuron.hotkey].chute, facts[neuron.hotkey].model
+        )
+    ]
+    if undecided:
+        silent = [
+            f"{service} left {tally.unanswered} of {tally.asked} questions unanswered"
+            for service, tally in (
+                ("Chutes", evidence.chutes),
+                ("Hugging Face", evidence.hugging_face),
+            )
+            if tally.unanswered
+        ]
+        raise MetagraphError(
+            f"no miner is valid, and {len(undecided)} cannot be judged: {', '.join(silent)}"
+        )
 
 
 def _evidence(settings: PipelineSettings, state: ChainState, last: Metagraph | None) -> Evidence:

@@ -16,6 +16,7 @@ from pipelines.commitments import (
 )
 from pipelines.neurons import Revealed
 
+NOT_SAID = "has not said so far"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 # In the order in which they are judged. A rule is named by its `invalid_reason`, without what
@@ -124,6 +125,21 @@ def verdict(
     )
 
 
+def is_undecided(
+    hotkey: str,
+    revealed: Sequence[Revealed],
+    chute: ChuteFact | None,
+    model: ModelFact | None,
+) -> bool:
+    """Tell whether nothing but a service's silence so far keeps a miner from being valid."""
+    commitment = read_commitment(hotkey, revealed)
+    if isinstance(commitment, str):
+        return False
+    failures = (_chute_failure(commitment, chute), _model_failure(commitment, model))
+    definite = [one for one in failures if one is not None and not one[1].endswith(NOT_SAID)]
+    return not definite and any(failures)
+
+
 def rules(
     hotkey: str,
     revealed: Sequence[Revealed],
@@ -183,7 +199,7 @@ def _failure(
 
 def _chute_failure(commitment: Commitment, chute: ChuteFact | None) -> tuple[str, str] | None:
     if chute is None or chute.chute_id != commitment.chute_id:
-        return "chute_fetch_failed", "Chutes has not said so far"
+        return "chute_fetch_failed", f"Chutes {NOT_SAID}"
     if not chute.is_found:
         return "chute_fetch_failed", "Chutes says that there is none"
     if not chute.is_hot:
@@ -196,7 +212,7 @@ def _chute_failure(commitment: Commitment, chute: ChuteFact | None) -> tuple[str
 
 def _model_failure(commitment: Commitment, model: ModelFact | None) -> tuple[str, str] | None:
     if model is None or _key(model) != (commitment.model_name, commitment.model_revision):
-        return "hf_model_fetch_failed", "Hugging Face has not said so far"
+        return "hf_model_fetch_failed", f"Hugging Face {NOT_SAID}"
     if not model.is_found:
         return "hf_model_fetch_failed", "Hugging Face says that there is none for everybody to see"
     if model.model_hash is None:

@@ -85,7 +85,7 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
         if is_database_up and (problem := lagging_log(parts)):
             problems.append(problem)
         sync_age_seconds = (at_ms - latest.metagraph_synced_at_ms) / 1000
-        is_synced = sync_age_seconds <= parts.settings.metagraph_stale_seconds
+        is_synced = sync_age_seconds < parts.settings.metagraph_stale_seconds
         if not is_synced:
             problems.append(f"the metagraph was last synced {sync_age_seconds:.0f} seconds ago")
         if at_ms > latest.valid_until_ms:

@@ -67,6 +67,7 @@ def facts(**changes: object) -> ChainFacts:
             has_permit=True,
             last_update=4_000,
             rate_limit_blocks=100,
+            weights_min=1,
             weights=(),
         ),
         **changes,
@@ -202,6 +203,8 @@ def test_a_chain_that_bears_the_choice_out_is_no_doubt():
     # Never set, and just allowed again.
     refuse_doubts(WON, facts(last_update=0, rate_limit_blocks=10**6), hotkey("own"), LIMITS)
     refuse_doubts(WON, facts(last_update=4_911), hotkey("own"), LIMITS)
+    # Weight for oneself may be alone.
+    refuse_doubts(WON, facts(weights_min=8, own_uid=7), hotkey("own"), LIMITS)
     refuse_doubts(WON, facts(block=5_300), hotkey("own"), LIMITS)
     refuse_doubts(WON, facts(block=4_990), hotkey("own"), LIMITS)
 
@@ -216,6 +219,7 @@ DOUBTS = {
     ),
     "an empty uid": ({"hotkey_at_uid": None}, "nobody is at uid 7"),
     "not registered": ({"own_uid": None}, f"our hotkey {hotkey('own')} is not registered"),
+    "too few weights": ({"weights_min": 8}, "no fewer than 8 weights at a time"),
     "no permit": ({"has_permit": False}, r"\(uid 3\) has no validator permit"),
     "too soon": ({"last_update": 4_912}, "every 100 blocks; wait 1 more"),
     "just now": ({"last_update": 5_010}, "wait 99 more"),

@@ -382,6 +382,14 @@ def test_what_changes_between_reading_and_taking_is_the_chains_to_refuse(setting
     assert "the chain answered CommitRevealEnabled" in err
 
 
+@pytest.mark.parametrize("has_commit_reveal", [False, True])
+def test_a_subnet_that_wants_more_weights_gets_none(setting, node, has_commit_reveal):
+    node.chain.weights_min, node.chain.has_commit_reveal = 2, has_commit_reveal
+    node.chain.mine()
+    assert_kept(setting(), node, "no fewer than 2 weights at a time (MinAllowedWeights)")
+    assert node.chain.timelocked_commits == []
+
+
 def answering(code, message, data=None):
     """A fault: the submission is answered with an error."""
     said = {"code": code, "message": message, "data": data}

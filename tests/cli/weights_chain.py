@@ -79,6 +79,7 @@ class WeightsChain(SimulatedChain):
         self.weights, self.last_updates, self.nonces = {}, {}, {}
         self.timelocked_commits, self.pool, self.bodies = [], [], {}
         self.version_key, self.rate_limit, self.commit_version = 0, 100, 4
+        self.weights_min = 1
         self.has_commit_reveal, self.error, self.mangle = False, None, None
         self.owner, self.owner_hotkey = None, None
         self._records = []
@@ -126,6 +127,8 @@ class WeightsChain(SimulatedChain):
         self._refuse_haste(uid, "SettingWeightsTooFast")
         if not self.neurons[uid].has_permit and dests != [uid]:
             raise RejectedError("NeuronNoValidatorPermit")
+        if len(dests) < self.weights_min and dests != [uid]:
+            raise RejectedError("WeightVecLengthIsLow")
         if max(dests) >= len(self.neurons):
             raise RejectedError("UidVecContainInvalidOne")
         pairs = list(zip(dests, values, strict=True))
@@ -151,6 +154,7 @@ class WeightsChain(SimulatedChain):
         uids = range(len(self.neurons))
         plain = {
             "WeightsSetRateLimit": unsigned(self.rate_limit, 64),
+            "MinAllowedWeights": unsigned(self.weights_min, 16),
             "WeightsVersionKey": unsigned(self.version_key, 64),
             "CommitRevealWeightsEnabled": runtime.boolean(self.has_commit_reveal),
             "SubnetEpochIndex": unsigned(self.number // 361, 64),

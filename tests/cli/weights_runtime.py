@@ -135,6 +135,7 @@ ITEMS = {
         "Weights": Item(("vector", ("tuple", "u16", "u16")), (IDENTITY, IDENTITY), (INDEX, "u16"),
                         b"\0"),
         "WeightsSetRateLimit": by_netuid("u64", unsigned(100, 64)),
+        "MinAllowedWeights": by_netuid("u16", unsigned(1, 16)),
         "WeightsVersionKey": by_netuid("u64", unsigned(0, 64)),
         "CommitRevealWeightsEnabled": by_netuid("bool", b"\1"),
         "CommitRevealWeightsVersion": Item("u16", default=unsigned(4, 16)),

@@ -441,3 +441,16 @@ def test_many_syncs_leave_no_connection_behind(node, nodes):
     assert process.num_fds() <= handles + 1
     assert set(threading.enumerate()) <= threads
     source.close()
+
+
+def test_a_head_that_is_not_its_own_number_is_refused(node, source, chain):
+    """Believed once, it would be in force for ever: whatever comes after it lags."""
+    node.fault = lambda method, _params: (
+        Fault.change(lambda header: {**header, "number": "0xfffffff0"})
+        if method == "chain_getHeader"
+        else None
+    )
+    with pytest.raises(MetagraphError, match="newest block is 4294967280, and calls itself 3"):
+        source.sync()
+    node.fault = lambda _method, _params: None
+    assert source.sync().block == chain.number

@@ -10,6 +10,7 @@ from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import schema, violations
 from pipelines.metagraph import MetagraphError, metagraph_of_neurons, miners, validators
 from pipelines.metagraph_file import read_metagraph_file
+from pipelines.neurons import Revealed, revealed_text
 from pipelines.settings import Parameters, PipelineSettings
 from pipelines.sources import chain_source
 from warehouse.hotkeys import ZERO_HOTKEY
@@ -358,7 +359,7 @@ def chain_miner(hotkey, uid, commit_block, **changes):
         "is_validator": True,
         "stake_rao": 1,
         "is_miner": True,
-        "revealed": "[]",
+        "revealed": revealed_text([Revealed(commit_block, b"")]),
         "commit_block": commit_block,
         "is_valid": True,
         "model_hash": "same",

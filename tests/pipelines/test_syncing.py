@@ -134,6 +134,80 @@ def test_a_service_that_does_not_answer_changes_no_verdict(subnet):
     assert subnet.validated_at(ALICE) > before
 
 
+def silent(_path):
+    return HttpFault("status", 503, {}, b"")
+
+
+def test_nobody_valid_because_nobody_answers_is_no_burn(subnet):
+    subnet.services.fault = silent
+    with pytest.raises(MaterializationError) as caught:
+        subnet.run()
+    assert (
+        "no miner is valid, and 3 cannot be judged: Chutes left 3 of 3 questions unanswered, "
+        "Hugging Face left 3 of 3 questions unanswered" in str(caught.value)
+    )
+    assert Generations(subnet.warehouse).current() is None
+    # What is definite is published, also when it is that nobody is valid.
+    subnet.services.fault = lambda _path: None
+    for hotkey in (ALICE, BOB, CAROL):
+        subnet.services.add_chute(f"c-{hotkey}", "slug", False, REVISION)
+    subnet.run()
+    assert set(subnet.verdicts().values()) == {"chute_not_running"}
+
+
+def test_a_file_gives_way_to_a_silent_chain_only_when_somebody_can_be_judged(subnet, tmp_path):
+    metagraph = tmp_path / "metagraph.json"
+    metagraph.write_text(
+        json.dumps(
+            {
+                "netuid": 99,
+                "block": 1,
+                "validators": [{"uid": 0, "hotkey": VALIDATOR, "stake": 6000}],
+                "miners": [{"uid": 2, "hotkey": ALICE, "block": 1, "is_valid": True}],
+            }
+        )
+    )
+    live = subnet.settings
+    subnet.settings = live.model_copy(update={"chain_source": str(metagraph)})
+    subnet.run()
+    subnet.settings, subnet.services.fault = live, silent
+    with pytest.raises(MaterializationError, match="3 cannot be judged"):
+        subnet.run()
+    assert subnet.verdicts() == {ALICE: "valid"}
+
+
+def test_a_damaged_snapshot_takes_nobodys_facts(subnet):
+    subnet.run()
+    subnet.run()
+    snapshots = ChainSnapshots(subnet.warehouse)
+    name, _ = snapshots.newest_name()
+    path = snapshots.directory / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    subnet.services.fault = silent
+    subnet.run()
+    assert set(subnet.verdicts().values()) == {"valid"}
+
+
+def test_who_commits_again_to_its_own_model_is_not_a_copy_of_its_copy(subnet):
+    subnet.services.add_model(f"someone/Leoma-{CAROL}", REVISION, weights(ALICE))
+    subnet.run()
+    copied = {ALICE: "valid", BOB: "valid", CAROL: "duplicate_model:earliest_uid=2"}
+    assert subnet.verdicts() == copied
+    # Alice moves to another chute.
+    subnet.commit(ALICE, chute_id="c-new")
+    subnet.services.add_chute("c-new", "new", True, REVISION)
+    subnet.run()
+    assert subnet.verdicts() == copied
+    # Carol commits to what she had first, and then to a copy: hers is no older for that.
+    subnet.commit(CAROL, model_revision="b" * 40)
+    subnet.services.add_model(f"someone/Leoma-{CAROL}", "b" * 40, weights(ALICE))
+    subnet.services.add_chute(f"c-{CAROL}", "slug", True, None)
+    subnet.run()
+    assert subnet.verdicts() == copied
+
+
 def test_who_commits_anew_while_the_service_is_silent_is_not_valid_on_old_answers(subnet):
     subnet.run()
     subnet.services.fault = lambda _path: HttpFault("status", 503, {}, b"")
@@ -306,6 +380,7 @@ def test_one_miner_is_explained_rule_by_rule(subnet, monkeypatch, capsys):
 
 
 def test_no_secret_reaches_dagsters_records_or_the_snapshot(subnet):
+    subnet.run()
     subnet.services.fault = lambda path: (
         HttpFault("status", 401, {}, b"") if path.startswith("/chutes") else None
     )
