@@ -146,7 +146,7 @@ def _set(choice: Choice, order: Order, keypair: Keypair) -> Report:
         except NodeError as error:
             failures.append(str(error))
         except (NotSentError, TimelockError) as error:
-            return _kept(error)
+            return _kept(type(error)(node.without_secrets(str(error))))
         finally:
             node.close()
     raise DoubtError(f"the chain cannot be read: {'; '.join(failures)}")
@@ -199,11 +199,12 @@ def _sent(
             if commit is None:
                 _refuse_other_weights(node, prepared, included.block_hash)
     except RefusedError as error:
-        text = f"Not set: the node refused the extrinsic: {error}."
-        return Report("refused", text, {**figures, "error": str(error)})
+        what = node.without_secrets(str(error))
+        text = f"Not set: the node refused the extrinsic: {what}."
+        return Report("refused", text, {**figures, "error": what})
     except Exception as error:  # noqa: BLE001 - whatever it is, the extrinsic is on its way
         is_told = isinstance(error, UnknownOutcomeError | NodeError)
-        what = str(error) if is_told else _defect(error)
+        what = node.without_secrets(str(error) if is_told else _defect(error))
         text = (
             f"The outcome is unknown: the extrinsic {extrinsic.hash} was sent, and then: {what}. "
             f"It can be in a block before {extrinsic.expires_at_block} and only once; "

@@ -133,6 +133,12 @@ class Node:
         with self._told(function):
             return _bytes(answer)
 
+    def without_secrets(self, text: str) -> str:
+        """Return a text without what the address holds beside scheme, host and port."""
+        for secret in self._secrets:
+            text = text.replace(secret, "...")
+        return text
+
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Cut the connection when the block takes longer: a node may drip for ever, and in time.
@@ -214,9 +220,7 @@ class Node:
             return f"it took more than {self._cut_after_seconds:g} seconds in all"
         if isinstance(error, TimeoutError | websocket.WebSocketTimeoutException):
             return f"no answer within {self._timeout_seconds:g} seconds"
-        reason = _said(error)
-        for secret in self._secrets:
-            reason = reason.replace(secret, "...")
+        reason = self.without_secrets(_said(error))
         reason = "".join(char if char.isprintable() else " " for char in reason)
         return " ".join(reason.split())[:REASON_CHARACTERS_MAX]
 

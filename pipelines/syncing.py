@@ -60,7 +60,7 @@ def miner_validation(
     if isinstance(found, Metagraph):
         return dg.MaterializeResult(value=found, metadata=_verdicts(found))
     last = _last(context, stores, found)
-    evidence = _evidence(stores.settings, found, last)
+    evidence = gathered(stores.settings, found, last)
     metagraph = judged(found, evidence.facts, last, time.time_ns() // 1_000_000)
     _refuse_silence(found, evidence, metagraph)
     return dg.MaterializeResult(
@@ -139,7 +139,8 @@ def _refuse_silence(state: ChainState, evidence: Evidence, metagraph: Metagraph)
         )
 
 
-def _evidence(settings: PipelineSettings, state: ChainState, last: Metagraph | None) -> Evidence:
+def gathered(settings: PipelineSettings, state: ChainState, last: Metagraph | None) -> Evidence:
+    """Ask Chutes and Hugging Face about the miners of a state; `last` has what they said before."""
     seconds = settings.validation_timeout_seconds
     chutes = Chutes(settings.chutes_api_url, settings.chutes_api_key.get_secret_value(), seconds)
     hugging_face = HuggingFace(settings.hf_endpoint, settings.hf_token.get_secret_value(), seconds)

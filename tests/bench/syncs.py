@@ -1,8 +1,9 @@
 """Syncs with a simulated node in a process of its own: `python -m tests.bench.syncs SYNCS`.
 
-One JSON line: CPU seconds of the first sync, which connects and decodes metadata, and of each later
-one (chain, verdicts, snapshot), and what many of them leave behind. The node's metadata is small;
-decoding the real chain's takes about a second more, once a process.
+One JSON line: CPU seconds of the first sync, which connects, decodes metadata and asks about all
+models, and of each later one (chain, Chutes, verdicts, snapshot), and what many of them leave
+behind. The services are simulated in that process, too. The node's metadata is small; decoding the
+real chain's takes about a second more, once a process.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ from substrateinterface import Keypair
 
 from cli.simulated.chain import SimulatedChain
 from cli.simulated.node import SimulatedNode
+from cli.simulated.services import SimulatedServices
 from pipelines.chain import ChainNodes
 from pipelines.chain_snapshots import ChainSnapshots
-from pipelines.evidence import Facts
 from pipelines.judging import judged
 from pipelines.settings import PipelineSettings
-from pipelines.validation import ChuteFact, ModelFact
+from pipelines.syncing import gathered
 from warehouse.settings import WarehouseSettings
 
 NEURONS = 256
@@ -41,16 +42,6 @@ def commitment(uid, hotkey):
     return {"model_name": name, "model_revision": REVISION, "chute_id": f"chute-{uid}"}
 
 
-def facts(uid, hotkey, now_ms):
-    name = commitment(uid, hotkey)["model_name"]
-    digest = f"{uid:064x}"
-    return Facts(
-        ChuteFact(f"chute-{uid}", True, "slug", True, REVISION, now_ms),
-        ModelFact(name, REVISION, True, REVISION, digest, now_ms),
-        is_complete=True,
-    )
-
-
 def serve():
     """Serve a full subnet until stdin ends."""
     chain = SimulatedChain()
@@ -58,15 +49,23 @@ def serve():
         chain.register(hotkey, 6000)
         chain.reveal(hotkey, commitment(uid, hotkey))
     chain.mine(2)
-    with SimulatedNode(chain) as node:
-        print(node.url, flush=True)  # noqa: T201 - what its parent reads
+    with SimulatedNode(chain) as node, SimulatedServices() as services:
+        for uid, hotkey in enumerate(hotkeys()):
+            said = commitment(uid, hotkey)
+            services.add_chute(said["chute_id"], "slug", True, REVISION)
+            services.add_model(said["model_name"], REVISION, {"model.safetensors": f"{uid:064x}"})
+        places = [node.url, services.chutes_url, services.hf_url]
+        print(json.dumps(places), flush=True)  # noqa: T201 - what its parent reads
         sys.stdin.read()
 
 
-def measure(url, syncs, directory):
-    now_ms = time.time_ns() // 1_000_000
-    known = {hotkey: facts(uid, hotkey, now_ms) for uid, hotkey in enumerate(hotkeys())}
-    settings = PipelineSettings(chain_source=url, chain_block_age_seconds_max=86_400)
+def measure(places, syncs, directory):
+    settings = PipelineSettings(
+        chain_source=places[0],
+        chutes_api_url=places[1],
+        hf_endpoint=places[2],
+        chain_block_age_seconds_max=86_400,
+    )
     snapshots = ChainSnapshots(WarehouseSettings(leoma_home=directory))
     process, seconds = psutil.Process(), []
     before = None
@@ -74,9 +73,11 @@ def measure(url, syncs, directory):
         for number in range(syncs):
             begun = time.process_time()
             last = snapshots.newest()
+            now_ms = time.time_ns() // 1_000_000
             state = source.sync()
-            metagraph = judged(state, known, last and last.metagraph, now_ms)
-            kept = snapshots.keep(metagraph, now_ms + number)
+            evidence = gathered(settings, state, last and last.metagraph)
+            metagraph = judged(state, evidence.facts, last and last.metagraph, now_ms)
+            kept = snapshots.keep(metagraph, now_ms)
             seconds.append(time.process_time() - begun)
             if number == WARM_UP_SYNCS - 1:
                 before = resources(process)
@@ -112,8 +113,8 @@ def main():
         ) as node,
     ):
         try:
-            url = node.stdout.readline().strip()
-            measured = measure(url, int(sys.argv[1]), Path(directory))
+            places = json.loads(node.stdout.readline())
+            measured = measure(places, int(sys.argv[1]), Path(directory))
             print(json.dumps(measured))  # noqa: T201 - what its parent reads
         finally:
             node.stdin.close()

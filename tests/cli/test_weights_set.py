@@ -407,6 +407,15 @@ def test_what_the_node_refuses_is_told_in_its_words(setting, node):
     assert node.chain.weights[OWN_UID] == BEFORE
 
 
+@pytest.mark.parametrize("code", [1010, -32603])
+def test_a_key_in_the_nodes_address_is_not_shown_when_a_gateway_quotes_it(setting, node, code):
+    node.fault = answering(code, "denied: /v1/hidden-key?token=hidden-token")
+    exit_code, out, err = setting("--chain", f"{node.url}/v1/hidden-key?token=hidden-token")
+    assert exit_code in {1, 4}
+    assert "denied: " in err
+    assert "hidden" not in out + err
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [(1013, "Transaction Already Imported"), (1012, "Temporarily Banned"), (-32603, "Timeout")],
