@@ -16,6 +16,9 @@ from warehouse.settings import WarehouseSettings
 
 # One process of a machine asks the bucket; the others would only ask the same again.
 TURN_SECONDS_MAX = 0.05
+# The longest wait after failures.
+WAIT_SECONDS_MAX = 60.0
+EXPONENT_MAX = 10
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class Follower:
         self._generations = Generations(settings)
         self._seen: str | None = None
         self.problem: str | None = None
+        self._failures = 0
 
     def run(self, stopping: Event) -> None:
         """Follow until `stopping` is set. Whatever fails is tried again."""
@@ -41,13 +45,19 @@ class Follower:
                 with locked(directory / "follow.lock", TURN_SECONDS_MAX):
                     while not stopping.is_set():
                         self.look()
-                        stopping.wait(self._settings.warehouse_poll_seconds)
+                        stopping.wait(self._wait_seconds())
             except LockTimeoutError:
                 stopping.wait(self._settings.warehouse_poll_seconds)
             except OSError as error:
                 logger.error("the bucket cannot be followed: %s", error)  # noqa: TRY400
                 stopping.wait(self._settings.warehouse_poll_seconds)
         self._store.close()
+
+    def _wait_seconds(self) -> float:
+        """Return when to look again: later after each failure, as each may have cost a download."""
+        poll_seconds = self._settings.warehouse_poll_seconds
+        factor = 2.0 ** min(self._failures, EXPONENT_MAX)
+        return min(poll_seconds * factor, max(poll_seconds, WAIT_SECONDS_MAX))
 
     def look(self) -> None:
         """Look once; note how it went."""
@@ -56,6 +66,12 @@ class Follower:
             self._seen = follow(self._store, self._generations, self._seen)
         except (ObjectStorageError, GenerationError, LockTimeoutError) as error:
             problem = str(error)
+        except Exception as error:
+            # The uploads beside this must not end for what somebody put into the bucket.
+            problem = f"a defect: {type(error).__name__}"
+            if problem != self.problem:
+                logger.exception("a defect")
+        self._failures = self._failures + 1 if problem else 0
         if problem != self.problem:
             log = logger.error if problem else logger.info
             log("%s", problem or f"{self._store.url} answers again")

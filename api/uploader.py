@@ -55,11 +55,18 @@ class Uploader:
     """Uploads what waits, OUTBOX_CONCURRENCY_MAX at once, and tries again what fails.
 
     One object that fails waits by itself, ever longer. When object storage as a whole fails,
-    nothing but one probe is sent after each of ever longer pauses, until one arrives.
+    nothing but one probe is sent after each of ever longer pauses, until one arrives. While the log
+    ends before `counted_seq`, what the current generation counts, it is an older copy, whose
+    results would take the place of newer ones: then nothing is sent.
     """
 
     def __init__(
-        self, settings: WarehouseSettings, outbox: Outbox, log: LogReader, store: ObjectStore
+        self,
+        settings: WarehouseSettings,
+        outbox: Outbox,
+        log: LogReader,
+        store: ObjectStore,
+        counted_seq: Callable[[], int] = lambda: 0,
     ) -> None:
         self._outbox, self._log, self._store = outbox, log, store
         self._at_once = settings.outbox_concurrency_max
@@ -77,6 +84,7 @@ class Uploader:
         self._storage_failures = 0  # since the last success
         self._pauses = 0
         self._resume_at = 0.0
+        self._counted_seq, self._is_behind = counted_seq, False
 
     def run(self, stopping: Event) -> None:
         """Upload until `stopping` is set; then finish what is under way. Raises nothing."""
@@ -115,6 +123,12 @@ class Uploader:
     def _claim(self) -> None:
         if time.monotonic() < self._resume_at:
             return
+        if self._log.head() < self._counted_seq():
+            if not self._is_behind:
+                logger.error("the log is older than what is published: no results are uploaded")
+            self._is_behind = True
+            return
+        self._is_behind = False
         wanted = 1 if self._pauses else CLAIMED_AHEAD * self._at_once
         if len(self._in_hand) < wanted:
             for claim in self._outbox.claim(wanted - len(self._in_hand)):

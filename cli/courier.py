@@ -13,6 +13,7 @@ from cli.failures import one_line, read_settings
 from cli.options import log_level_option
 from cli.processes import StopRequested, stop_signals
 from warehouse.backends import open_outbox, open_read_log
+from warehouse.generation import Generations
 from warehouse.log import LogError
 from warehouse.objects import ObjectStorageError, ObjectStore
 from warehouse.settings import WarehouseSettings
@@ -40,7 +41,13 @@ def opened_loops(settings: WarehouseSettings, stack: contextlib.ExitStack) -> li
         store = ObjectStore(once, settings.s3_samples_bucket)
         for one in (outbox, log, store):
             stack.callback(one.close)
-        loops.append(Uploader(settings, outbox, log, store))
+        generations = Generations(settings)
+
+        def counted_seq() -> int:
+            made_from = generations.made_from()
+            return made_from[0] if made_from else 0
+
+        loops.append(Uploader(settings, outbox, log, store, counted_seq))
     if settings.warehouse_bucket is not None:
         loops.append(Follower(settings))
     return loops

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from warehouse.tables import NEURONS
 
 SUFFIX = ".parquet"
 DIGEST_DIGITS = 16
+NAME = re.compile(rf"\d{{1,20}}-[0-9a-f]{{{DIGEST_DIGITS}}}\{SUFFIX}", re.ASCII)
 COMPRESSION_LEVEL = 9
 
 
@@ -91,10 +93,8 @@ class ChainSnapshots:
 
     def newest_readable(self) -> Metagraph | None:
         """Return the metagraph of the highest block that can be read, None if none can."""
-        names = [path.name for path in self.directory.glob(f"*-*{SUFFIX}")]
-        blocks = {name: name.partition("-")[0] for name in names}
-        numbered = [name for name in names if blocks[name].isdecimal()]
-        for name in sorted(numbered, key=lambda name: int(blocks[name]), reverse=True):
+        names = [path.name for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
+        for name in sorted(names, key=lambda name: int(name.partition("-")[0]), reverse=True):
             with contextlib.suppress(MetagraphError):
                 return self.read(name)
         return None
@@ -117,6 +117,9 @@ class ChainSnapshots:
 
     def restore(self, name: str, content: bytes) -> None:
         """Keep a snapshot that was kept elsewhere; raise `MetagraphError` if it is not whole."""
+        # The name becomes a path on this machine.
+        if not NAME.fullmatch(name):
+            raise MetagraphError(f"{name!r} is not the name of a chain snapshot")
         if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
             raise MetagraphError(f"chain snapshot {name}: the content is not what its name says")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,13 @@ class ChainSnapshots:
 
     def point_to(self, pointed: Mapping[str, Any]) -> None:
         """Make a restored snapshot the newest; a later one that is here stays it."""
-        name, synced_at_ms = pointed["snapshot"], pointed["synced_at_ms"]
+        try:
+            name, synced_at_ms = pointed["snapshot"], pointed["synced_at_ms"]
+            is_snapshot = NAME.fullmatch(name) is not None and isinstance(synced_at_ms, int)
+        except (KeyError, TypeError):
+            is_snapshot = False
+        if not is_snapshot:
+            raise MetagraphError("the bucket's pointer names no chain snapshot")
         self.read(name)
         with locked(self.directory / "lock", self._lock_seconds_max):
             last = self._pointed()

@@ -48,6 +48,9 @@ def compacted_archive(stores: StoresParam) -> dg.MaterializeResult:
 def retention(stores: StoresParam) -> dg.MaterializeResult:
     removed, named = stores.generations.retain()
     files = stores.archive.remove_unnamed(named)
+    if stores.warehouse.log_retention_days:
+        # The log lets go only of what would survive this machine, too.
+        archive_into_bucket(stores, stores.settings.netuid)
     dropped = drop_archived(stores)
     return dg.MaterializeResult(
         value=None,

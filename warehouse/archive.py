@@ -56,7 +56,8 @@ class Manifest:
     """Which files count, and up to where the log is in them.
 
     `votes` maps a partition to its file; `current_samples` counts their rows. `watermark`,
-    `texts_watermark`, `submissions_watermark` and `events_watermark` are seqs.
+    `texts_watermark`, `submissions_watermark` and `events_watermark` are seqs. `log_id` names the
+    log that it is of, once it is published anywhere: the seqs of another log are other records.
     """
 
     tasks_per_partition: int
@@ -69,6 +70,7 @@ class Manifest:
     submissions: tuple[Part, ...] = ()
     events_watermark: int = 0
     events: tuple[Part, ...] = ()
+    log_id: str = ""
 
     @classmethod
     def from_json(cls, content: bytes) -> "Manifest":
@@ -126,6 +128,18 @@ class Archive:
         """Make `manifest` the truth, durably. Only inside `changing()`."""
         write_durably(self._manifest_path, manifest.as_json())
 
+    def log_id(self) -> str:
+        """Return the name of the log that this is the archive of, durably given at the first call.
+
+        A restored archive has the name that it had.
+        """
+        with self.changing():
+            manifest = self.manifest()
+            if not manifest.log_id:
+                manifest = replace(manifest, log_id=uuid4().hex)
+                self.replace_manifest(manifest)
+        return manifest.log_id
+
     def write(self, folder: str, name: str, rows: pl.DataFrame) -> Part:
         """Write rows with a `seq` column to a new immutable file; durable on return."""
         file = Path(folder) / f"{name}-{uuid4().hex[:8]}.parquet"
@@ -160,6 +174,15 @@ class Archive:
         if hashlib.sha256(content).hexdigest() != part.sha256:
             raise ArchiveError(f"{part.file} is damaged: it is not what was written")
         return content
+
+    def size(self, part: Part) -> int:
+        """Return one file's size in bytes; raises `ArchiveError` when it is gone."""
+        if part.size:
+            return part.size
+        try:
+            return (self.directory / part.file).stat().st_size
+        except OSError as error:
+            raise ArchiveError(f"{part.file} cannot be read: {error}") from error
 
     def votes(self, manifest: Manifest) -> pl.DataFrame:
         """Return all current samples' narrow part, in the columns of `ARCHIVED_VOTES`."""

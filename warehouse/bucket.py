@@ -22,6 +22,7 @@ from warehouse.generation import NAME, Generation, GenerationError, Generations
 from warehouse.objects import ObjectMissingError, ObjectStore, StoredObject
 
 POINTER = "current.json"
+POINTER_BYTES_MAX = 65_536
 # A key is also the name of a local file: it leads nowhere else.
 KEY = re.compile(r"(generations|archive|snapshots)(/[\w-][\w.-]*)+")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -113,7 +114,7 @@ class Pointer:
                     for file in files
                 )
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise GenerationError(f"the bucket's pointer cannot be read: {error}") from error
         if not is_whole:
             raise GenerationError("the bucket's pointer cannot be read: it names no generation")
@@ -126,7 +127,7 @@ def read_pointer(store: ObjectStore, unless: str | None = None) -> StoredObject 
     Raises `ObjectStorageError`, also where there was one and now there is none.
     """
     try:
-        return store.get(POINTER, unless=unless)
+        return store.get(POINTER, unless=unless, bytes_max=POINTER_BYTES_MAX)
     except ObjectMissingError:
         if unless is not None:
             raise

@@ -24,6 +24,8 @@ from warehouse.settings import WarehouseSettings
 
 # Of one client; more threads than this wait for each other.
 CONNECTIONS_MAX = 32
+# What is read into memory. Larger objects are downloaded to files.
+OBJECT_BYTES_MAX = 256 * 2**20
 CHUNK_BYTES = 256 * 1024
 # What S3 takes in one request.
 DELETED_AT_ONCE = 1_000
@@ -133,7 +135,9 @@ class ObjectStore:
                 ContentLength=path.stat().st_size,
             )
 
-    def get(self, key: str, *, unless: str | None = None) -> StoredObject | None:
+    def get(
+        self, key: str, *, unless: str | None = None, bytes_max: int = OBJECT_BYTES_MAX
+    ) -> StoredObject | None:
         """Return an object, None if its tag still is `unless`; or raise `ObjectMissingError`."""
         conditions = {"IfNoneMatch": unless} if unless else {}
         with _Translated(self, "read", key):
@@ -145,8 +149,12 @@ class ObjectStore:
                 if unless and _status(error) == 304:
                     return None
                 raise
-            content = b"".join(_chunks(answer, self._seconds_max))
-            return StoredObject(content, str(answer["ETag"]))
+            content = bytearray()
+            for chunk in _chunks(answer, self._seconds_max):
+                content += chunk
+                if len(content) > bytes_max:
+                    raise ObjectStorageError(f"{self.url}{key} has more than {bytes_max} bytes")
+            return StoredObject(bytes(content), str(answer["ETag"]))
 
     def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
         """Store an object as a durable file, which appears whole or not at all.

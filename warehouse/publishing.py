@@ -16,6 +16,7 @@ from typing import Any
 from warehouse.archive import UNNAMED_AGE_SECONDS_MIN, Archive, ArchiveError, Manifest, Part
 from warehouse.bucket import POINTER, Pointer, StoredFile, have, read_pointer
 from warehouse.generation import (
+    NAME,
     SUFFIX,
     Generation,
     GenerationError,
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Replaced by nobody: a bucket that lets it be replaced does not honour conditions.
 PROBE = "conditions"
+# A listing costs about as much as a few files do.
+RESUMED_FILES_MIN = 20
 NO_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -79,6 +82,11 @@ class WarehouseBucket:
                 f"{self.url} is the warehouse of netuid {self._pointer.netuid}, not of {netuid}"
             )
         self._manifest = self._read_manifest(self._pointer)
+        if self._manifest.log_id and self._manifest.log_id != self._archive.manifest().log_id:
+            raise GenerationError(
+                f"{self.url} is the warehouse of another log, whose samples would no longer count. "
+                "`leoma restore` brings a machine up to it"
+            )
         have(self._store, generations, self._pointer)
 
     def put_archive(self, manifest: Manifest) -> StoredFile:
@@ -90,8 +98,13 @@ class WarehouseBucket:
                     f"the archive in {self.url} has the {name} {there}, this one {here}: it is "
                     "older. `leoma restore` brings a machine up to the bucket"
                 )
+        manifest = replace(manifest, log_id=self._archive.log_id())
         stored = {part.file for part in self._manifest.parts()}
-        self._put_parts([part for part in manifest.parts() if part.file not in stored])
+        missing = [part for part in manifest.parts() if part.file not in stored]
+        if len(missing) > RESUMED_FILES_MIN:
+            sent = self._sent_before()
+            missing = [part for part in missing if sent.get(part.file) != self._archive.size(part)]
+        self._put_parts(missing)
         content = _with_sizes(self._archive, manifest).as_json()
         digest = hashlib.sha256(content).hexdigest()
         key = f"archive/manifests/{manifest.watermark:012d}-{digest[:16]}.json"
@@ -99,6 +112,20 @@ class WarehouseBucket:
             self._store.put(key, content, content_type="application/json")
         self._manifest = manifest
         return StoredFile(key, len(content), digest)
+
+    def _sent_before(self) -> dict[str, int]:
+        """Return the sizes of the files that are there, named or not: a publication that was ended
+        goes on where it was. A name is used for one content only.
+
+        Beside a pointer those that retention may be about to remove do not count.
+        """
+        age_ms_max = UNNAMED_AGE_SECONDS_MIN * 1000 // 2
+        oldest_ms = time.time_ns() // 1_000_000 - age_ms_max if self._pointer else 0
+        return {
+            one.key.removeprefix("archive/"): one.size
+            for one in self._store.listed("archive/")
+            if one.modified_at_ms >= oldest_ms
+        }
 
     def put_content(self, key: str, content: bytes) -> StoredFile:
         """Have an immutable object in the bucket."""
@@ -153,15 +180,13 @@ class WarehouseBucket:
         if self._pointer is None:
             return Removed(0, 0)
         current = self._pointer.snapshot_id
-        listed = {one.key: one for one in self._store.listed("")}
-        there = sorted(
-            (
-                key.removeprefix("generations/").removesuffix(SUFFIX)
-                for key in listed
-                if key.startswith("generations/") and key.endswith(SUFFIX)
-            ),
-            reverse=True,
+        names = (
+            one.key.removeprefix("generations/").removesuffix(SUFFIX)
+            for one in self._store.listed("generations/")
+            if one.key.endswith(SUFFIX)
         )
+        # Whatever else somebody has put there is none of ours.
+        there = sorted((name for name in names if NAME.fullmatch(name)), reverse=True)
         # One that is newer than the pointer may be on its way to be published.
         published = [snapshot_id for snapshot_id in there if snapshot_id <= current]
         keep = {current, *to_keep(published, self._settings)}
@@ -173,9 +198,9 @@ class WarehouseBucket:
         gone = [snapshot_id for snapshot_id in published if snapshot_id not in keep]
         young_ms = time.time_ns() // 1_000_000 - UNNAMED_AGE_SECONDS_MIN * 1000
         unnamed = [
-            key
-            for key, one in listed.items()
-            if key.startswith("archive/") and key not in named and one.modified_at_ms < young_ms
+            one.key
+            for one in self._store.listed("archive/")
+            if one.key not in named and one.modified_at_ms < young_ms
         ]
         # The file before its list: what has no file is never looked at.
         self._store.delete([f"generations/{snapshot_id}{SUFFIX}" for snapshot_id in gone])
@@ -267,7 +292,7 @@ def _with_sizes(archive: Archive, manifest: Manifest) -> Manifest:
     """Return the manifest with the sizes that the first release did not record."""
 
     def sized(part: Part) -> Part:
-        return part if part.size else replace(part, size=len(archive.content(part)))
+        return part if part.size else replace(part, size=archive.size(part))
 
     return replace(
         manifest,

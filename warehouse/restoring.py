@@ -91,9 +91,11 @@ def refuse_newer(settings: WarehouseSettings, pointer: Pointer, manifest: Manife
     made_from = Generations(settings).made_from()
     there = {part.file for part in manifest.parts()}
     # One that was restored before has the same files, and begins after a gap.
-    has_more = archived.watermark > manifest.watermark and any(
-        part.file not in there for part in archived.parts()
+    is_ahead = any(
+        getattr(archived, name) > getattr(manifest, name)
+        for name in ("watermark", "texts_watermark", "submissions_watermark", "events_watermark")
     )
+    has_more = is_ahead and any(part.file not in there for part in archived.parts())
     if has_more or (made_from and made_from[0] > pointer.watermark):
         raise RestoreError(
             f"the warehouse in {settings.warehouse_path} counts more than the bucket: nothing was "

@@ -146,6 +146,9 @@ class WarehouseSettings(BaseSettings):
             raise ValueError("LOG_URL: only sqlite:///path is implemented")
         if "://" in self.warehouse_url and not BUCKET_URL.fullmatch(self.warehouse_url):
             raise ValueError("WAREHOUSE_URL: give a directory or s3://bucket/prefix")
+        if "@" in self.s3_endpoint_url:
+            # What fails would be told with the address.
+            raise ValueError("S3_ENDPOINT_URL: no user and no password in it; keys are settings")
         if self.s3_endpoint_url and not self.s3_endpoint_url.startswith(("http://", "https://")):
             raise ValueError("S3_ENDPOINT_URL: give an http:// or https:// address")
         for name, key_id, secret in (

@@ -155,3 +155,35 @@ def test_health_says_since_when_the_bucket_is_silent(publisher, settings, monkey
         later = time.time_ns() + 61 * 10**9
         monkeypatch.setattr("api.instants.time.time_ns", lambda: later)
         assert "has not answered since 20" in problems()[0]
+
+
+def test_a_generation_that_is_damaged_is_not_brought_again_and_again(publisher, settings, faults):
+    publisher.publish()
+    store = Publisher.store(publisher.settings)
+    (key,) = [one.key for one in store.listed("generations/") if one.key.endswith(".duckdb")]
+    store.put(key, b"other bytes")
+    follower = Follower(settings)
+    waits = []
+    for _ in range(14):
+        follower.look()
+        waits.append(follower._wait_seconds())
+    assert "is not what was published" in follower.problem
+    assert waits == sorted(waits)
+    assert waits[0] == 0.04
+    assert waits[-1] == 20.48
+    assert (
+        Follower(settings.model_copy(update={"warehouse_poll_seconds": 2.0}))._wait_seconds() == 2
+    )
+
+
+def test_whatever_is_in_the_bucket_does_not_end_the_courier(publisher, settings, following):
+    first = publisher.publish().snapshot_id
+    wait_until(lambda: current_id(settings) == first)
+    store = Publisher.store(publisher.settings)
+    pointer = store.get("current.json").content
+    for content in (b"[" * 50_000, b" " * 70_000, b"{}"):
+        following.problem = None
+        store.put("current.json", content)
+        wait_until(lambda: following.problem)
+    store.put("current.json", pointer)
+    wait_until(lambda: following.problem is None)

@@ -445,3 +445,17 @@ def test_stopping_waits_only_so_long(patient, log, faults, stored, monkeypatch):
     with Courier(patient):
         wait_for(lambda: is_drained(log))
     assert list(stored()) == [key(1)]
+
+
+def test_an_older_copy_of_the_log_uploads_nothing(settings, log, stored, caplog):
+    append(log, sample(task=1))
+    counted = [log.head() + 1]
+    with caplog.at_level(logging.ERROR):
+        made = Courier(settings)
+        made.uploader._counted_seq = lambda: counted[0]
+        with made:
+            wait_for(lambda: "older than what is published" in caplog.text)
+            assert stored() == {}
+            counted[0] = log.head()
+            wait_for(lambda: is_drained(log))
+    assert len(stored()) == 1

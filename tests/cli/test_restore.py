@@ -199,6 +199,24 @@ def test_a_machine_that_has_more_than_the_bucket_is_left_alone(
     assert Generations(subnet.warehouse).current() == current
 
 
+def test_evidence_that_only_this_machine_has_is_not_put_back(
+    subnet, elsewhere, store, capsys, monkeypatch
+):
+    monkeypatch.setenv("LEOMA_HOME", str(subnet.warehouse.leoma_home))
+    # As if the last part of a run, which publishes the evidence, had failed for long.
+    pointer = json.loads(read_pointer(store).content)
+    manifest = json.loads(store.get(pointer["manifest"]["key"]).content)
+    content = json.dumps({**manifest, "submissions_watermark": 0, "submissions": []}).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    pointer["manifest"] |= {"sha256": digest, "size": len(content)}
+    store.put(pointer["manifest"]["key"], content)
+    store.put("current.json", json.dumps(pointer).encode())
+    before = Archive(subnet.warehouse).manifest()
+    assert restore(subnet.warehouse) == 1
+    assert "counts more than the bucket" in capsys.readouterr().err
+    assert Archive(subnet.warehouse).manifest() == before
+
+
 @pytest.mark.parametrize("kind", ["votes", "texts", "submissions", "events"])
 def test_a_file_of_the_archive_that_is_damaged_or_gone_stops_it(
     subnet, elsewhere, store, kind, capsys

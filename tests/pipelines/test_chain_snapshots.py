@@ -1,5 +1,6 @@
 """Chain snapshots: what is kept comes back, what is damaged is told, and time runs one way."""
 
+import hashlib
 import json
 
 import duckdb
@@ -183,3 +184,29 @@ def test_a_subnet_without_validators_or_with_impossible_stakes_is_refused():
         metagraph_of_neurons([])
     with pytest.raises(MetagraphError, match="2\\*\\*62"):
         metagraph(stake_rao=2**62)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escaped-{digest}.parquet",
+        "1-x/../../escaped-{digest}.parquet",
+        "escaped-{digest}.parquet",
+        "1-{digest}.parquet/",
+        "1-{digest}.parquet\n",
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_no_snapshots(snapshots, tmp_path, name):
+    content = b"whoever wrote it knows its digest"
+    name = name.format(digest=hashlib.sha256(content).hexdigest()[:16])
+    with pytest.raises(MetagraphError, match="is not the name of a chain snapshot"):
+        snapshots.restore(name, content)
+    with pytest.raises(MetagraphError, match="names no chain snapshot"):
+        snapshots.point_to({"snapshot": name, "synced_at_ms": 1})
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize("pointed", [{}, {"snapshot": 7, "synced_at_ms": 1}, {"snapshot": "x"}])
+def test_a_pointer_without_a_snapshot_is_told(snapshots, pointed):
+    with pytest.raises(MetagraphError, match="names no chain snapshot"):
+        snapshots.point_to(pointed)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -63,6 +64,10 @@ class Publisher:
         finally:
             bucket.close()
 
+    def is_of_the_log_of(self, other):
+        manifest = replace(self.archive.manifest(), log_id=other.archive.log_id())
+        self.archive.replace_manifest(manifest)
+
     def publish_archive(self):
         bucket = open_bucket(self.settings)
         bucket.catch_up(self.generations, 99)
@@ -97,6 +102,12 @@ def publisher(settings_of):
 @pytest.fixture
 def store(settings_of):
     return Publisher.store(settings_of("store"))
+
+
+@pytest.fixture
+def faults(object_server):
+    with Faults(object_server.port) as proxy:
+        yield proxy
 
 
 def pointed(store):
@@ -204,6 +215,7 @@ def test_of_two_publishers_one_wins_and_the_other_publishes_nothing(
     # The same log: what two machines on one log server would see.
     for machine in (publisher, rival):
         machine.vote()
+    rival.is_of_the_log_of(publisher)
     if not is_first:
         publisher.publish()
     winner = []
@@ -221,6 +233,7 @@ def test_of_two_publishers_one_wins_and_the_other_publishes_nothing(
 def test_a_publisher_whose_archive_is_behind_publishes_nothing(publisher, settings_of, store):
     rival = Publisher(settings_of("rival"))
     rival.vote()
+    rival.is_of_the_log_of(publisher)
     publisher.vote(1)
     publisher.vote(2)
     published = publisher.publish()
@@ -491,3 +504,97 @@ def test_an_archive_of_the_first_release_is_published_with_sizes(publisher, stor
     assert [part["size"] for part in published["votes"].values()] == [
         len(publisher.archive.content(part)) for part in manifest.votes.values()
     ]
+
+
+def test_the_warehouse_of_another_log_is_left_alone(publisher, settings_of, store):
+    publisher.vote()
+    published = publisher.publish().snapshot_id
+    stranger = Publisher(settings_of("stranger"))
+    # It has more of everything, and what it has are other records.
+    for task in range(1, 6):
+        stranger.vote(task)
+    before = keys(store)
+    for act in (stranger.publish, stranger.publish_archive, stranger.retain):
+        with pytest.raises(GenerationError, match="the warehouse of another log"):
+            act()
+    stranger.log.close()
+    assert keys(store) == before
+    assert pointed(store).snapshot_id == published
+    publisher.vote(2)
+    assert publisher.publish().snapshot_id == pointed(store).snapshot_id
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_publication_that_was_ended_goes_on_where_it_was(
+    publisher, store, faults, monkeypatch, is_first
+):
+    if not is_first:
+        publisher.vote(0)
+        publisher.publish()
+    for task in range(100, 3_100, 100):
+        publisher.vote(task)
+    faults.puts.clear()
+    there = {one.key for one in store.listed("archive/votes/")}
+    cut = publisher.settings.model_copy(
+        update={"s3_endpoint_url": faults.url, "s3_attempts_max": 1, "s3_concurrency_max": 1}
+    )
+    machine = Publisher(cut)
+    content, sent = Archive.content, []
+
+    def ending(archive, part):
+        sent.append(part.file)
+        if len(sent) > 12:
+            faults.mode = "refuse"
+        return content(archive, part)
+
+    monkeypatch.setattr(Archive, "content", ending)
+    with pytest.raises(ObjectStorageError):
+        machine.publish()
+    monkeypatch.undo()
+    assert len(list(store.listed("archive/votes/"))) == len(there) + 12
+    faults.mode = "pass"
+    faults.puts.clear()
+    machine.publish()
+    machine.log.close()
+    assert sum(b"/archive/votes/" in line for line in faults.puts) == 30 - 12
+    named = {f"archive/{part.file}" for part in publisher.archive.manifest().votes.values()}
+    assert {one.key for one in store.listed("archive/votes/")} == named
+
+
+def test_what_retention_may_be_about_to_remove_is_sent_again(publisher, store, monkeypatch):
+    publisher.vote(0)
+    publisher.publish()
+    for task in range(100, 3_100, 100):
+        publisher.vote(task)
+    for part in publisher.archive.manifest().votes.values():
+        store.put(f"archive/{part.file}", publisher.archive.content(part))
+    before = {one.key: one.modified_at_ms for one in store.listed("archive/votes/")}
+    time.sleep(1.1)  # the server's times are whole seconds
+    age(monkeypatch)
+    publisher.publish()
+    after = {one.key: one.modified_at_ms for one in store.listed("archive/votes/")}
+    again = {key for key in after if after[key] > before[key]}
+    # All but what the pointer names.
+    assert len(again) == 30
+    assert not any(key.startswith("archive/votes/0") for key in again)
+
+
+def test_what_else_lies_among_generations_is_left_alone(publisher, store):
+    publisher.vote()
+    publisher.publish()
+    store.put("generations/2024-copy.duckdb", b"somebody's")
+    assert publisher.retain(generations_kept=2).generations == 0
+    assert store.get("generations/2024-copy.duckdb").content == b"somebody's"
+
+
+@pytest.mark.parametrize("content", [b"[" * 50_000, b" " * 70_000, b"{}", b"\xff"])
+def test_a_pointer_that_is_none_ends_nothing(publisher, settings_of, store, content):
+    publisher.vote()
+    publisher.publish()
+    reader = Generations(settings_of("reader"))
+    follow(store, reader)
+    current = reader.current()
+    store.put(POINTER, content)
+    with pytest.raises((GenerationError, ObjectStorageError)):
+        follow(store, reader)
+    assert reader.current() == current

@@ -12,6 +12,7 @@ from warehouse.objects import (
     ObjectStorageError,
     ObjectStore,
 )
+from warehouse.settings import WarehouseSettings
 
 SECRETS = [secret for _, secret, _ in KEYS.values()]
 
@@ -247,3 +248,9 @@ def test_buckets_may_be_host_names(object_server, home, bucket, virtual_hosts, s
     assert hosted._client.meta.endpoint_url == virtual_hosts
     hosted.delete(["one"])
     assert list(store.listed("")) == []
+
+
+def test_an_address_with_a_password_is_refused_and_not_shown(home):
+    with pytest.raises(ValueError, match="no user and no password") as caught:
+        WarehouseSettings(leoma_home=home, s3_endpoint_url="http://someone:hidden@127.0.0.1")
+    assert "hidden" not in str(caught.value)
