@@ -20,6 +20,7 @@ RUN useradd --create-home --uid 10001 leoma && install -d -o leoma -g leoma /dat
 COPY --from=build /opt/leoma /opt/leoma
 ENV PATH=/opt/leoma/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    LOG_FORMAT=json \
     LEOMA_HOME=/data
 USER leoma
 WORKDIR /home/leoma

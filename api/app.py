@@ -13,6 +13,8 @@ from api.edge import AdminReads, PrebuiltAnswers
 from api.errors import install_error_handlers
 from api.limits import EXPOSED_HEADERS, AddressRates, Bounds, with_cors
 from api.media import MediaLinks
+from api.metrics import Metrics
+from api.observed import Observed
 from api.openapi import DESCRIPTION, install_openapi
 from api.rates import Rates
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
@@ -34,7 +36,8 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        log = open_log(warehouse_settings)
+        metrics = Metrics()
+        log = open_log(warehouse_settings, metrics.commit)
         try:
             snapshots = Snapshots(settings, Generations(warehouse_settings))
             media = MediaLinks(settings, warehouse_settings)
@@ -42,7 +45,7 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             snapshots.open()
             media.open()
             try:
-                yield {"service": Service(settings, log, log, snapshots, media, rates)}
+                yield {"service": Service(settings, log, log, snapshots, media, rates, metrics)}
             finally:
                 rates.close()
                 media.close()
@@ -75,4 +78,5 @@ def create_app(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
     app = with_cors(app, settings)
     cache_control = f"public, max-age={settings.cache_max_age_seconds}"
     app = PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
-    return AddressRates(app, settings)
+    app = AddressRates(app, settings)
+    return Observed(app)

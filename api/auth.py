@@ -46,8 +46,12 @@ class Credentials(NamedTuple):
     nonce: str | None
 
 
-def _unauthorized(detail: str, headers: dict[str, str] | None = None) -> HTTPException:
-    return HTTPException(401, detail, headers)
+class UnauthorizedError(HTTPException):
+    """A 401. `reason` is one word of a few, for counting; `detail` is for the client."""
+
+    def __init__(self, reason: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(401, detail, headers)
+        self.reason = reason
 
 
 def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
@@ -58,21 +62,21 @@ def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
             continue
         # Two of one kind: this service and whatever stands before it may believe different ones.
         if name in found:
-            raise _unauthorized(f"{NAMES[name]} is given more than once")
+            raise UnauthorizedError("malformed", f"{NAMES[name]} is given more than once")
         if len(value) > VALUE_LENGTH_MAX or not value.isascii():
-            raise _unauthorized(f"{NAMES[name]} is malformed")
+            raise UnauthorizedError("malformed", f"{NAMES[name]} is malformed")
         found[name] = value.decode("ascii")
     for name in (HOTKEY, SIGNATURE, TIMESTAMP):
         if not found.get(name):
-            raise _unauthorized(f"Missing header: {NAMES[name]}")
+            raise UnauthorizedError("missing", f"Missing header: {NAMES[name]}")
     if not is_hotkey(found[HOTKEY]):
-        raise _unauthorized(f"X-Validator-Hotkey: {INVALID_HOTKEY}")
+        raise UnauthorizedError("malformed", f"X-Validator-Hotkey: {INVALID_HOTKEY}")
     try:
         signature = parse_signature(found[SIGNATURE])
     except ValueError:
-        raise _unauthorized("X-Signature is not 64 bytes in hex") from None
+        raise UnauthorizedError("malformed", "X-Signature is not 64 bytes in hex") from None
     if not UNIX_TIME.fullmatch(found[TIMESTAMP]):
-        raise _unauthorized("X-Timestamp is not Unix seconds in decimal")
+        raise UnauthorizedError("malformed", "X-Timestamp is not Unix seconds in decimal")
     scheme, nonce = _scheme(found)
     return Credentials(found[HOTKEY], signature, found[TIMESTAMP], scheme, nonce)
 
@@ -82,12 +86,12 @@ def _scheme(found: dict[bytes, str]) -> tuple[int, str | None]:
     if version == "1":
         return 1, None
     if version != "2":
-        raise _unauthorized("X-Signature-Version is neither 1 nor 2")
+        raise UnauthorizedError("malformed", "X-Signature-Version is neither 1 nor 2")
     nonce = found.get(NONCE)
     if not nonce:
-        raise _unauthorized("Missing header: X-Nonce")
+        raise UnauthorizedError("missing", "Missing header: X-Nonce")
     if not NONCE_FORM.fullmatch(nonce):
-        raise _unauthorized("X-Nonce is not 16 to 64 printable ASCII characters")
+        raise UnauthorizedError("malformed", "X-Nonce is not 16 to 64 printable ASCII characters")
     return 2, nonce
 
 
@@ -95,7 +99,8 @@ def check_freshness(timestamp: str, now_unix: int, expiry_seconds: int) -> None:
     """Raise the 401 that lets a client with a wrong clock correct itself."""
     difference = int(timestamp) - now_unix
     if abs(difference) > expiry_seconds:
-        raise _unauthorized(
+        raise UnauthorizedError(
+            "stale",
             f"X-Timestamp is stale: server time is {now_unix}, "
             f"the difference is {difference} seconds, {expiry_seconds} are allowed",
             {"X-Server-Time": str(now_unix)},
@@ -117,10 +122,10 @@ def check_standing(
             # The published blacklist will do for a stranger: it is refused either way, and must
             # not make us read the log.
             if hotkey in snapshot.blacklisted:
-                raise _unauthorized("this hotkey is blacklisted")
-            raise _unauthorized("this hotkey is not a registered validator")
+                raise UnauthorizedError("blacklisted", "this hotkey is blacklisted")
+            raise UnauthorizedError("unregistered", "this hotkey is not a registered validator")
     if hotkey in log.admin_state().blacklist:
-        raise _unauthorized("this hotkey is blacklisted")
+        raise UnauthorizedError("blacklisted", "this hotkey is blacklisted")
 
 
 def method_of(request: Request) -> str:
@@ -185,7 +190,7 @@ async def authenticated(
     given = credentials(request.scope["headers"])
     required = settings.require_signature_v2
     if given.scheme == 1 and (required == "all" or (required == "admin" and is_admin_route)):
-        raise _unauthorized("X-Signature-Version: 2 is required here")
+        raise UnauthorizedError("version", "X-Signature-Version: 2 is required here")
     check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
     check_standing(given.hotkey, settings, snapshots, log)
     body = await read_body(request, settings.max_body_size)
@@ -195,7 +200,7 @@ async def authenticated(
     check_standing(given.hotkey, settings, snapshots, log)
     method, path = method_of(request), path_of(request)
     if not is_signed(given, method, path, body):
-        raise _unauthorized("X-Signature does not verify")
+        raise UnauthorizedError("signature", "X-Signature does not verify")
     if is_admin_route and given.hotkey not in settings.admin_hotkeys:
         raise HTTPException(403, "this hotkey is not an admin")
     return SignedRequest(

@@ -10,13 +10,14 @@ from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from api.auth import authenticated
+from api.auth import UnauthorizedError, authenticated
 from api.bodies import INT63_MAX, Body
 from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, TooManyRequestsError, invalid_fields
 from api.history import History
 from api.instants import now_ms
 from api.media import MediaLinks
+from api.metrics import Metrics
 from api.rates import Rates
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
@@ -38,6 +39,7 @@ class Service:
     snapshots: Snapshots
     media: MediaLinks
     rates: Rates
+    metrics: Metrics
 
     def check_log(self) -> None:
         """Raise `LogUnavailableError` where the log ends before what the generation counts.
@@ -60,6 +62,7 @@ class Service:
                 f"hotkey {hotkey}", per_second, self.settings.rate_per_hotkey_burst
             )
             if wait_seconds:
+                self.metrics.rate_limited.labels("hotkey").inc()
                 raise TooManyRequestsError(wait_seconds)
 
     async def remember_signature(self, signature: bytes) -> None:
@@ -109,14 +112,19 @@ Current = Annotated[Snapshot, Depends(snapshot)]
 
 async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
     parts = service_of(request)
-    signed = await authenticated(
-        request,
-        parts.settings,
-        parts.snapshots,
-        parts.reader,
-        now_unix=lambda: now_ms() // 1000,
-        is_admin_route=is_admin_route,
-    )
+    try:
+        signed = await authenticated(
+            request,
+            parts.settings,
+            parts.snapshots,
+            parts.reader,
+            now_unix=lambda: now_ms() // 1000,
+            is_admin_route=is_admin_route,
+        )
+    except UnauthorizedError as error:
+        parts.metrics.auth_failures.labels(error.reason).inc()
+        raise
+    request.scope["state"]["hotkey"] = signed.hotkey
     parts.check_rate(signed.hotkey)
     parts.check_log()
     return signed

@@ -49,6 +49,7 @@ class AddressRates:
                 network_of(client[0]), settings.rate_per_address, settings.rate_per_address_burst
             )
             if wait_seconds:
+                service.metrics.rate_limited.labels("address").inc()
                 refusal = TooManyRequestsError(wait_seconds)
                 answer = limit_response(refusal, settings.retry_after_seconds)
                 await with_cors(answer, settings)(scope, receive, send)

@@ -113,6 +113,18 @@ class ApiSettings(BaseSettings):
     connections_max: int = Field(
         1_000, gt=0, description="Connections of one worker; one more is closed at once."
     )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port of `/metrics` for Prometheus, which shows all workers together. 0: none.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address of `/metrics`. It has no password: keep it private."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log on stderr: `json` has one object a line."
+    )
     media_url_seconds: int = Field(
         3_600,
         gt=0,

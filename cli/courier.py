@@ -8,8 +8,10 @@ from typing import Protocol
 import click
 
 from api.follower import Follower
+from api.settings import ApiSettings
 from api.uploader import GRACE_SECONDS, Uploader
 from cli.failures import one_line, read_settings
+from cli.logs import write_logs
 from cli.options import log_level_option
 from cli.processes import StopRequested, stop_signals
 from warehouse.backends import open_outbox, open_read_log
@@ -62,7 +64,7 @@ def courier(*, log_level: str) -> None:
     `leoma serve` starts one by itself. Several may run on one machine, and share the work. SIGTERM
     and Ctrl-C finish the uploads under way.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s: courier: %(message)s")
+    write_logs(read_settings(ApiSettings).log_format, log_level)
     for library in ("boto3", "botocore", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     settings = read_settings(WarehouseSettings)

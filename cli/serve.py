@@ -1,24 +1,34 @@
 """`leoma serve`: the API in one or more worker processes, and a courier beside them."""
 
 import contextlib
+import hashlib
+import importlib
 import multiprocessing
+import os
 import resource
+import shutil
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import uvicorn
 from starlette.types import ASGIApp
 
-from api.app import create_app
 from api.settings import ApiSettings
 from cli.connections import server_options
 from cli.failures import read_settings
 from cli.leash import follow_parent
+from cli.logs import LOG_LEVEL, write_logs
 from cli.options import log_level_option
 from cli.processes import StopRequested, kept_running, stop_signals
 from warehouse.settings import WarehouseSettings
 
 GRACEFUL_SECONDS = 10
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+# In memory: the counters are mapped files with holes, and a write into a hole ends the process
+# where the disk is full.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, of mode 0700
 
 
 def app_from_environment() -> ASGIApp:
@@ -27,10 +37,15 @@ def app_from_environment() -> ASGIApp:
     A worker that a supervisor started ends with it, so that none keeps the port and the log when
     the supervisor is killed.
     """
+    # Not before `exported_metrics`: where numbers are kept is decided at this import.
+    from api.app import create_app  # noqa: PLC0415
+
+    settings = ApiSettings()
+    write_logs(settings.log_format, os.environ.get(LOG_LEVEL, "info"))
     supervisor = multiprocessing.parent_process()
     if supervisor is not None and supervisor.pid is not None:
         follow_parent(supervisor.pid)
-    return create_app(ApiSettings(), WarehouseSettings())
+    return create_app(settings, WarehouseSettings())
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -45,6 +60,35 @@ def refuse_taken_port(host: str, port: int) -> None:
                 f"cannot listen on {host}:{port}: {error.strerror or error}; "
                 "choose another one with --host and --port"
             ) from error
+
+
+def shared_directory(home: Path) -> Path:
+    """Return an empty directory, of nobody else, for the counters of the workers of a home."""
+    name = f"leoma-{os.getuid()}-{hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:16]}"
+    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else home.absolute() / "run"
+    path = place / name
+    if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
+        raise click.ClickException(f"{path} belongs to somebody else")
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700, parents=True)
+    return path
+
+
+@contextlib.contextmanager
+def exported_metrics(settings: ApiSettings, warehouse: WarehouseSettings) -> Iterator[None]:
+    """Show `/metrics` while the block lasts, if METRICS_PORT is set. Comes before the workers."""
+    if not settings.metrics_port:
+        yield
+        return
+    directory = shared_directory(warehouse.leoma_home)
+    # The library looks where to keep numbers when it is imported, here and in the workers.
+    os.environ[METRICS_DIRECTORY] = str(directory)
+    exporter = importlib.import_module("cli.exporter")
+    try:
+        with exporter.exported_metrics(settings, warehouse, directory):
+            yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def raise_handle_limit() -> None:
@@ -74,11 +118,17 @@ def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier:
     settings = read_settings(WarehouseSettings)
     refuse_taken_port(host, port)
     raise_handle_limit()
+    # What workers inherit.
+    os.environ[LOG_LEVEL] = log_level
+    write_logs(api_settings.log_format, log_level)
     needs_courier = bool(settings.s3_samples_bucket) or settings.warehouse_bucket is not None
     with contextlib.suppress(StopRequested), stop_signals():
         courier = ["courier", "--log-level", log_level]
         is_wanted = needs_courier and not has_no_courier
-        with kept_running(courier) if is_wanted else contextlib.nullcontext():
+        with (
+            exported_metrics(api_settings, settings),
+            kept_running(courier) if is_wanted else contextlib.nullcontext(),
+        ):
             uvicorn.run(
                 "cli.serve:app_from_environment",
                 factory=True,
@@ -87,6 +137,7 @@ def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier:
                 workers=workers,
                 loop="uvloop",
                 log_level=log_level,
+                log_config=None,
                 access_log=log_level == "debug",
                 server_header=False,
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,

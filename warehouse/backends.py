@@ -1,5 +1,7 @@
 """Which log the settings name. A further backend is added here, not in api/ or pipelines/."""
 
+from collections.abc import Callable
+
 from warehouse.log import Log, LogKeeper, LogReader, Outbox
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_keeper import SqliteKeeper
@@ -8,9 +10,14 @@ from warehouse.sqlite_outbox import SqliteOutbox
 from warehouse.sqlite_reads import SqliteReader
 
 
-def open_log(settings: WarehouseSettings) -> Log:
-    """Open the log to append and to read; raises `LogUnavailableError`."""
-    return SqliteLog(settings)
+def open_log(
+    settings: WarehouseSettings, on_commit: Callable[[int, float], None] = lambda *_: None
+) -> Log:
+    """Open the log to append and to read; raises `LogUnavailableError`.
+
+    `on_commit` is told of each commit: submissions in it, and seconds.
+    """
+    return SqliteLog(settings, on_commit)
 
 
 def open_kept_log(settings: WarehouseSettings) -> LogKeeper:

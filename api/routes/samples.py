@@ -88,6 +88,7 @@ async def _append(
     """
     appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
     if not appended.is_replay:
+        parts.metrics.samples.inc(len(samples))
         first = appended.submission_seq + 1
         return [
             _stored(sample, first + position, appended.received_at_ms, request.hotkey)
