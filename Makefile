@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 
-.PHONY: help demo test bench lock format clean
+.PHONY: help demo test bench audit lock format clean
 
 help: ## List what can be done
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -36,6 +36,11 @@ test: $(DEV) ## Run everything that CI runs
 
 bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
+
+audit: | $(BIN)/uv ## Ask for known weaknesses of what the locks name (needs the network)
+	@# What cannot be looked up is a failure, not a clean bill.
+	$(BIN)/uv tool run --from 'pip-audit>=2.10,<3' pip-audit --strict --disable-pip --require-hashes \
+		--progress-spinner off -r requirements.lock -r requirements-dev.lock
 
 lock: | $(BIN)/uv ## Renew the lock files from pyproject.toml
 	$(LOCK) --extra build --extra validator -o requirements.lock pyproject.toml

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api.dependencies import Service
-from api.edge import AdminReads, PrebuiltAnswers
+from api.edge import AdminReads, BrowserHeaders, PrebuiltAnswers
 from api.errors import install_error_handlers
 from api.limits import EXPOSED_HEADERS, AddressRates, Bounds, with_cors
 from api.media import MediaLinks
@@ -73,10 +73,11 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
 def create_app(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> ASGIApp:
     """Return the whole application. A request passes the layers from the last to the first."""
     app: ASGIApp = create_api(settings, warehouse_settings)
+    app = with_cors(app, settings)
+    # Before what answers a preflight: a signature may be on one, too.
     app = AdminReads(app)
     app = Bounds(app, settings)
-    app = with_cors(app, settings)
     cache_control = f"public, max-age={settings.cache_max_age_seconds}"
     app = PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
     app = AddressRates(app, settings)
-    return Observed(app)
+    return Observed(BrowserHeaders(app))

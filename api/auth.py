@@ -52,6 +52,8 @@ class UnauthorizedError(HTTPException):
     def __init__(self, reason: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(401, detail, headers)
         self.reason = reason
+        # What had been read of the request by then.
+        self.body: bytes | None = None
 
 
 def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
@@ -62,7 +64,7 @@ def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
             continue
         # Two of one kind: this service and whatever stands before it may believe different ones.
         if name in found:
-            raise UnauthorizedError("malformed", f"{NAMES[name]} is given more than once")
+            raise UnauthorizedError("doubled", f"{NAMES[name]} is given more than once")
         if len(value) > VALUE_LENGTH_MAX or not value.isascii():
             raise UnauthorizedError("malformed", f"{NAMES[name]} is malformed")
         found[name] = value.decode("ascii")
@@ -100,7 +102,7 @@ def check_freshness(timestamp: str, now_unix: int, expiry_seconds: int) -> None:
     difference = int(timestamp) - now_unix
     if abs(difference) > expiry_seconds:
         raise UnauthorizedError(
-            "stale",
+            "early" if difference > 0 else "stale",
             f"X-Timestamp is stale: server time is {now_unix}, "
             f"the difference is {difference} seconds, {expiry_seconds} are allowed",
             {"X-Server-Time": str(now_unix)},
@@ -172,6 +174,19 @@ def is_signed(signed: Credentials, method: str, path: str, body: bytes) -> bool:
     return verify(signed.hotkey, signed.signature, message)
 
 
+def may_be_good_later(
+    error: UnauthorizedError, given: Credentials, settings: ApiSettings, snapshots: Snapshots
+) -> bool:
+    """Tell whether a refused write would be accepted at another time, when it is sent again.
+
+    Its sender may have changed its mind by then. Of strangers nothing is kept.
+    """
+    is_known = given.hotkey in settings.admin_hotkeys or (
+        snapshots.latest is not None and snapshots.latest.is_registered(given.hotkey)
+    )
+    return is_known and error.reason in {"early", "blacklisted"}
+
+
 async def authenticated(
     request: Request,
     settings: ApiSettings,
@@ -196,8 +211,12 @@ async def authenticated(
     body = await read_body(request, settings.max_body_size)
     # The sender decides how long its body takes: who was blacklisted in the meantime, or whose
     # signature expired, must not get in through a connection that was let in before.
-    check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
-    check_standing(given.hotkey, settings, snapshots, log)
+    try:
+        check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
+        check_standing(given.hotkey, settings, snapshots, log)
+    except UnauthorizedError as error:
+        error.body = body
+        raise
     method, path = method_of(request), path_of(request)
     if not is_signed(given, method, path, body):
         raise UnauthorizedError("signature", "X-Signature does not verify")

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -10,7 +11,16 @@ from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from api.auth import UnauthorizedError, authenticated
+from api.auth import (
+    UnauthorizedError,
+    authenticated,
+    credentials,
+    is_signed,
+    may_be_good_later,
+    method_of,
+    path_of,
+    read_body,
+)
 from api.bodies import INT63_MAX, Body
 from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, TooManyRequestsError, invalid_fields
@@ -65,9 +75,12 @@ class Service:
                 self.metrics.rate_limited.labels("hotkey").inc()
                 raise TooManyRequestsError(wait_seconds)
 
-    async def remember_signature(self, signature: bytes) -> None:
-        """Return when no write will ever accept this signature."""
-        await asyncio.wrap_future(self.writer.remember_signature(signature))
+    async def remember_signature(self, signature: bytes, good_at_ms: int = 0) -> None:
+        """Return when no write will ever accept this signature, which is good around `good_at_ms`.
+
+        0 for one that is good now.
+        """
+        await asyncio.wrap_future(self.writer.remember_signature(signature, good_at_ms))
 
 
 def service_of(request: Request) -> Service:
@@ -123,11 +136,27 @@ async def _caller(request: Request, *, is_admin_route: bool) -> SignedRequest:
         )
     except UnauthorizedError as error:
         parts.metrics.auth_failures.labels(error.reason).inc()
+        await _use_up(request, parts, error)
         raise
     request.scope["state"]["hotkey"] = signed.hotkey
     parts.check_rate(signed.hotkey)
     parts.check_log()
     return signed
+
+
+async def _use_up(request: Request, parts: Service, error: UnauthorizedError) -> None:
+    """Use up the signature of a write that was refused for now, and would be good later."""
+    if request.method not in {"POST", "DELETE"} or error.reason not in {"early", "blacklisted"}:
+        return
+    given = credentials(request.scope["headers"])
+    if not may_be_good_later(error, given, parts.settings, parts.snapshots):
+        return
+    body = error.body
+    if body is None:
+        body = await read_body(request, parts.settings.max_body_size)
+    if is_signed(given, method_of(request), path_of(request), body):
+        parts.check_rate(given.hotkey)
+        await parts.remember_signature(given.signature, int(given.timestamp) * 1000)
 
 
 async def validator(request: Request) -> SignedRequest:
@@ -138,6 +167,20 @@ async def validator(request: Request) -> SignedRequest:
 async def admin(request: Request) -> SignedRequest:
     """Return the request of an admin; refuse all others."""
     return await _caller(request, is_admin_route=True)
+
+
+@asynccontextmanager
+async def refusals_bind_admins(parts: Service, signed: SignedRequest) -> AsyncIterator[None]:
+    """Use an admin's signature up where the block refuses a submission.
+
+    In scheme 1 the same body may be good for another write: one with a task_id announces a task.
+    """
+    try:
+        yield
+    except (RequestValidationError, HTTPException):
+        if signed.hotkey in parts.settings.admin_hotkeys:
+            await parts.remember_signature(signed.signature)
+        raise
 
 
 ByValidator = Annotated[SignedRequest, Depends(validator)]

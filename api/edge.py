@@ -1,23 +1,56 @@
-"""What happens to a request before FastAPI sees it: prebuilt answers, and admins' reads.
+"""What happens around FastAPI: prebuilt answers, admins' reads, and headers that browsers obey.
 
-Both are ASGI applications around another one. Everything else about a request is decided inside.
+All are ASGI applications around another one. Everything else about a request is decided inside.
 """
 
 import re
 from typing import NamedTuple
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import credentials, is_signed, method_of, path_of, read_body
+from api.auth import UnauthorizedError, credentials, is_signed, method_of, path_of, read_body
 from api.caching import is_match
 from api.dependencies import Service
 from api.errors import BodyTooLargeError, error_response, log_error_response
 from api.instants import now_ms
 from warehouse.log import LogError
 
+# No answer is a page but the API document, whose scripts FastAPI has from a CDN.
+DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https:; "
+    b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+PAGES = frozenset({"/docs", "/redoc"})
 NO_BODY: Message = {"type": "http.response.body", "body": b""}
+
+
+class BrowserHeaders:
+    """Adds to every answer what keeps browsers from doing more with it than showing it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        common = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+        self._data = [*common, (b"content-security-policy", DATA_POLICY)]
+        self._page = [*common, (b"content-security-policy", PAGE_POLICY)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added = self._page if scope["path"] in PAGES else self._data
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # A new list: that of a prebuilt answer is used again.
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self._app(scope, receive, send_guarded)
 
 
 class Prebuilt(NamedTuple):
@@ -155,6 +188,9 @@ class AdminReads:
             body = await self._remembered_body(request, service)
         except ClientDisconnect:
             return  # nobody is there to read an answer
+        except UnauthorizedError as error:
+            await error_response(401, error.detail)(scope, receive, send)
+            return
         except BodyTooLargeError as error:
             await error_response(413, str(error))(scope, receive, send)
             return
@@ -168,7 +204,10 @@ class AdminReads:
         """Return the body if it had to be read to know what was signed."""
         try:
             given = credentials(request.scope["headers"])
-        except HTTPException:
+        except UnauthorizedError as error:
+            # Which of two is meant nobody knows, and either may be good for a write.
+            if error.reason == "doubled":
+                raise
             return None  # the route says so, if it cares
         settings = service.settings
         # One from the future is no good yet, but will be.
@@ -183,7 +222,7 @@ class AdminReads:
         # An admin that submits samples needs the signature for that; an empty body has none.
         is_submission = bool(body) and request.scope["path"] in SAMPLE_WRITES
         if not is_submission and is_signed(given, method_of(request), path_of(request), body):
-            await service.remember_signature(given.signature)
+            await service.remember_signature(given.signature, int(given.timestamp) * 1000)
         return body
 
 

@@ -120,7 +120,7 @@ class Bounds:
 
     async def _refused(self, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
         answer = overload_response(detail, self._settings.retry_after_seconds)
-        await answer(scope, receive, send)
+        await with_cors(answer, self._settings)(scope, receive, send)
 
 
 def with_cors(app: ASGIApp, settings: ApiSettings) -> ASGIApp:

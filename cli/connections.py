@@ -80,9 +80,12 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header; those after a body in chunks, too."""
+        """Count a header. One that comes after a body in chunks is none: it was not there when the
+        request was judged, or came past a proxy that judged it.
+        """
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request."""

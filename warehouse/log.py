@@ -197,8 +197,11 @@ class LogWriter(Protocol):
     def remove_from_blacklist(self, request: SignedRequest, hotkey: str) -> "Future[Appended]":
         """Take `hotkey` off the blacklist. The future raises `NotBlacklistedError`."""
 
-    def remember_signature(self, signature: bytes) -> "Future[None]":
-        """Make sure that no write ever accepts this signature (it was seen on an admin's GET)."""
+    def remember_signature(self, signature: bytes, good_at_ms: int = 0) -> "Future[None]":
+        """Make sure that no write ever accepts this signature (it was seen on an admin's GET).
+
+        `good_at_ms`: around when it would be accepted; until a day after that it is remembered.
+        """
 
     def close(self) -> None:
         """Finish what was accepted, then let go of everything."""

@@ -103,8 +103,10 @@ class SqliteLog(SqliteReader):
     def remove_from_blacklist(self, request: SignedRequest, hotkey: str) -> "Future[Appended]":
         return self._enqueue_event(request, BLACKLIST_REMOVED, hotkey, None)
 
-    def remember_signature(self, signature: bytes) -> "Future[None]":
-        return self._enqueue(lambda transaction, _: transaction.spend(signature), b"", 1)
+    def remember_signature(self, signature: bytes, good_at_ms: int = 0) -> "Future[None]":
+        return self._enqueue(
+            lambda transaction, _: transaction.spend(signature, good_at_ms), b"", 1
+        )
 
     def close(self) -> None:
         with self._arrived:

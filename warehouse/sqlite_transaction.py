@@ -140,10 +140,10 @@ class Transaction:
         )
         return appended
 
-    def spend(self, signature: bytes) -> None:
-        """Make sure that no write accepts this signature."""
+    def spend(self, signature: bytes, good_at_ms: int = 0) -> None:
+        """Make sure that no write accepts this signature, now or around `good_at_ms`."""
         self.connection.execute(FORGET_SPENT, (self.now_ms - SPENT_SIGNATURES_KEPT_MS,))
-        self.connection.execute(SPEND, (signature, self.now_ms))
+        self.connection.execute(SPEND, (signature, max(self.now_ms, good_at_ms)))
 
     def _latest_task_id(self) -> int | None:
         rows = self._ask(LATEST_TASK, (TASK_ANNOUNCED,))

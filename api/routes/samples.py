@@ -22,6 +22,7 @@ from api.dependencies import (
     check_hotkey,
     fitted,
     parsed_json,
+    refusals_bind_admins,
     validator,
 )
 from api.errors import JsonResponse, documented
@@ -119,11 +120,26 @@ async def submit(request: ByValidator, parts: TheService) -> Response:
 
     `X-Evaluation-Verified` says whether an `evaluation_signature` verifies.
     """
-    sample = fitted(SampleSubmission, parsed_json(request.body)).to_sample()
+    async with refusals_bind_admins(parts, request):
+        sample = fitted(SampleSubmission, parsed_json(request.body)).to_sample()
     given = sample.evaluation_signature
     judged = evaluation(request.hotkey, given, [sample]) if given else None
     stored = await _append(parts, request, [sample], judged)
     return JsonResponse(orjson.dumps(_answer(stored[0])), headers=_verified_header(judged))
+
+
+def _batch(body: bytes, samples_max: int) -> tuple[SampleBatch, list[Sample]]:
+    """Return a batch and its samples; raise what is wrong with it."""
+    document = parsed_json(body)
+    listed = document.get("samples") if isinstance(document, dict) else None
+    # Counted before any of them is looked at.
+    if isinstance(listed, list) and len(listed) > samples_max:
+        raise HTTPException(400, f"a batch has at most {samples_max} samples")
+    batch = fitted(SampleBatch, document)
+    samples = [submission.to_sample() for submission in batch.samples]
+    if batch.signature and len({sample.task_key for sample in samples}) > 1:
+        raise HTTPException(400, "with a signature, all samples must have the same task_id")
+    return batch, samples
 
 
 @router.post(
@@ -137,16 +153,8 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
 
     `X-Evaluation-Verified` says whether a `signature` verifies.
     """
-    document = parsed_json(request.body)
-    samples_max = parts.settings.samples_per_batch_max
-    listed = document.get("samples") if isinstance(document, dict) else None
-    # Counted before any of them is looked at.
-    if isinstance(listed, list) and len(listed) > samples_max:
-        raise HTTPException(400, f"a batch has at most {samples_max} samples")
-    batch = fitted(SampleBatch, document)
-    samples = [submission.to_sample() for submission in batch.samples]
-    if batch.signature and len({sample.task_key for sample in samples}) > 1:
-        raise HTTPException(400, "with a signature, all samples must have the same task_id")
+    async with refusals_bind_admins(parts, request):
+        batch, samples = _batch(request.body, parts.settings.samples_per_batch_max)
     judged = evaluation(request.hotkey, batch.signature, samples) if batch.signature else None
     response = _answers(await _append(parts, request, samples, judged))
     response.headers.update(_verified_header(judged))

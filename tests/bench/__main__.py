@@ -30,7 +30,7 @@ SYNCS_MB_MAX = 16  # what the allocator may keep; a leak of one answer a sync is
 WRITE_TASKS = 10  # a round of writes: 20,000 samples
 OUTAGE_SECONDS = 60
 STORAGE_PARTS = ("publishing", "links", "outbox", "outage")
-PARTS = ("syncs", *STORAGE_PARTS)
+PARTS = ("reads", "writes", "syncs", *STORAGE_PARTS)
 LATEST_TASK = 10**9
 Value = TypeVar("Value")
 
@@ -67,9 +67,8 @@ def measure(samples: int, only: tuple[str, ...], outage_seconds: int) -> tuple[l
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     if only:
-        figures = _storage_figures(logs, given, root, only, outage_seconds)
-        if "syncs" in only:
-            figures += _sync_figures(step("Syncs with a node", lambda: servers.syncs(given, SYNCS)))
+        figures = _parts(only, logs, given, root)
+        figures += _storage_figures(logs, given, root, only, outage_seconds)
         return figures, shape.samples
 
     rebuild = step(
@@ -105,6 +104,31 @@ def measure(samples: int, only: tuple[str, ...], outage_seconds: int) -> tuple[l
         ),
     ]
     return figures, shape.samples
+
+
+def _parts(only: tuple[str, ...], logs: Path, given: dict[str, str], root: Path) -> list[Figure]:
+    """Measure what needs nothing of the other parts."""
+    figures: list[Figure] = []
+    if "reads" in only or "writes" in only:
+        # The history has no tables yet.
+        step("Tables", lambda: servers.materialisations(given, "again", 1))
+    if "reads" in only:
+        reads = step("Reads, one worker", lambda: servers.measure_reads(logs, given, root))
+        figures += _read_figures(reads)
+    if "writes" in only:
+        home = Path(given["LEOMA_HOME"])
+        first_task = _open_tasks(home)
+        writes = step(
+            "Writes, two workers",
+            lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
+        )
+        inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
+        verify = step("sr25519", limits.verifications_per_second)
+        fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
+        figures += _write_figures(writes, inserts, verify, fsync)
+    if "syncs" in only:
+        figures += _sync_figures(step("Syncs with a node", lambda: servers.syncs(given, SYNCS)))
+    return figures
 
 
 def _storage_figures(
