@@ -5,6 +5,8 @@ once. What a connection may do before and after its requests is said in `cli.con
 """
 
 import asyncio
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +22,7 @@ from api.errors import (
 from api.rates import network_of
 from api.settings import ApiSettings
 
+ADDRESSES_KEPT = 4_096
 EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Evaluation-Verified", "X-Server-Time")
 
 
@@ -33,7 +36,8 @@ class AddressRates:
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
         self._settings = settings
-        self._trusted = frozenset(settings.trusted_proxies)
+        self._is_trusted = lru_cache(ADDRESSES_KEPT)(self._looked_up)
+        self._trusted = [ip_network(one) for one in settings.trusted_proxies]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -42,7 +46,7 @@ class AddressRates:
             client is not None
             and scope["type"] == "http"
             and settings.rate_per_address
-            and client[0] not in self._trusted
+            and not self._is_trusted(client[0])
         ):
             service: Service = scope["state"]["service"]
             wait_seconds = service.rates.wait_seconds(
@@ -55,6 +59,13 @@ class AddressRates:
                 await with_cors(answer, settings)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _looked_up(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
 
 
 class Bounds:

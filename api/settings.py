@@ -1,6 +1,6 @@
 """What the API may be told from outside. Read once per process and passed in."""
 
-from ipaddress import ip_address
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -80,8 +80,8 @@ class ApiSettings(BaseSettings):
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         ("127.0.0.1", "::1"),
-        description="Addresses of proxies whose X-Forwarded-For is believed, by comma. Requests of "
-        "their own have no limit by address.",
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, by comma. "
+        "Requests of their own have no limit by address.",
     )
     request_seconds_max: float = Field(
         30.0,
@@ -160,9 +160,11 @@ class ApiSettings(BaseSettings):
     def _real_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for address in value:
             try:
-                ip_address(address)
+                ip_network(address)
             except ValueError:
-                raise ValueError(f"TRUSTED_PROXIES: {address!r} is not an IP address") from None
+                raise ValueError(
+                    f"TRUSTED_PROXIES: {address!r} is neither an IP address nor a network"
+                ) from None
         return value
 
     @field_validator("cors_origins")

@@ -60,6 +60,8 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._is_in_head:
             if self._wire_bytes > self._wire_bytes_max:
                 self.transport.abort()
+            elif self._is_idle() and self._head_timer is None:
+                self._await_head()
         elif self._wire_bytes > self._settings.header_bytes_max:
             # One header that never ends: the parser keeps it, and says nothing yet.
             self._is_head_too_large = True
@@ -133,6 +135,15 @@ class BoundedConnection(HttpToolsProtocol):
         if self._head_bytes > self._settings.header_bytes_max:
             self._is_head_too_large = True
             raise HeadTooLargeError
+
+    def _is_idle(self) -> bool:
+        """Tell whether nothing is under way, and nothing waits for the connection to go on.
+
+        What is no part of a request, an empty line or the rest of a body that nobody wanted, ends
+        uvicorn's own wait for the next one.
+        """
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        return is_answered and self.timeout_keep_alive_task is None
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(

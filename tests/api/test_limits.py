@@ -204,7 +204,14 @@ def until(is_so):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("address", ["proxy.example", "10.0.0.0/8", "*"])
+def test_a_network_of_proxies_may_be_trusted(serving):
+    server = serving(**{**LIMITED, "trusted_proxies": ("127.0.0.0/8", "2001:db8::/32")})
+    assert statuses(server, 10) == [200] * 10
+    given = {"X-Forwarded-For": "192.0.2.1, 127.0.0.9"}
+    assert statuses(server, 4, headers=given) == [200] * 3 + [429]
+
+
+@pytest.mark.parametrize("address", ["proxy.example", "10.0.0.1/8", "*"])
 def test_a_trusted_proxy_is_an_address(address):
     with pytest.raises(ValueError, match="TRUSTED_PROXIES"):
         ApiSettings(trusted_proxies=address)

@@ -62,6 +62,16 @@ def test_a_head_that_does_not_come_is_not_waited_for(serving, said):
     assert found.count(b"HTTP/1.1") == said.count(REQUEST)
 
 
+def test_empty_lines_keep_no_connection(serving):
+    server = serving(header_seconds_max=0.3)
+    with connected(server) as connection:
+        connection.sendall(REQUEST)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.sendall(b"\r\n")
+        rest(connection)
+    until(lambda: open_connections(server) == 0)
+
+
 def test_a_head_that_drips_is_not_waited_for(serving):
     server = serving(header_seconds_max=0.3)
     with connected(server) as connection, contextlib.suppress(ConnectionError):
