@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 
-.PHONY: help demo test bench audit lock format clean
+.PHONY: help demo test torture bench audit lock format clean
 
 help: ## List what can be done
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ test: $(DEV) ## Run everything that CI runs
 	home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && cp pipelines/dagster.yaml "$$home" && \
 		DAGSTER_HOME=$$home LEOMA_HOME=$$home $(BIN)/dagster definitions validate -w workspace.yaml
 	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
+
+torture: $(DEV) ## Fail every operation of the disk in turn, cut the power at every point (minutes)
+	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 tests/faults $(PYTEST_FLAGS)
 
 bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)

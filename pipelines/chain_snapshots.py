@@ -18,7 +18,7 @@ import polars as pl
 
 from pipelines.frames import violations
 from pipelines.metagraph import Metagraph, MetagraphError
-from warehouse.files import fsync_path, locked, write_durably
+from warehouse.files import locked, make_directory, write_durably
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import NEURONS
 
@@ -61,9 +61,7 @@ class ChainSnapshots:
         where it is of another chain or an earlier block than the last; `chain_genesis` is the chain
         that the operator wants, whatever the last one was.
         """
-        if not self.directory.exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            fsync_path(self.directory.parent)
+        make_directory(self.directory)
         with locked(self.directory / "lock", self._lock_seconds_max):
             # Not the file itself: a damaged one must not keep the next from taking its place.
             last = self._pointed()
@@ -122,7 +120,7 @@ class ChainSnapshots:
             raise MetagraphError(f"{name!r} is not the name of a chain snapshot")
         if _digest(content) != name.removesuffix(SUFFIX).rpartition("-")[2]:
             raise MetagraphError(f"chain snapshot {name}: the content is not what its name says")
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         write_durably(self.directory / name, content)
 
     def point_to(self, pointed: Mapping[str, Any]) -> None:

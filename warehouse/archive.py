@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import polars as pl
 
-from warehouse.files import locked, write_durably
+from warehouse.files import locked, make_directory, write_durably
 from warehouse.frames import empty
 from warehouse.generation import ArchiveFiles
 from warehouse.settings import WarehouseSettings
@@ -120,7 +120,7 @@ class Archive:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Hold the right to change the manifest; everybody who replaces it holds this."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         with locked(self.directory / "archive.lock", self.settings.publish_lock_seconds_max):
             yield
 
@@ -144,7 +144,7 @@ class Archive:
         """Write rows with a `seq` column to a new immutable file; durable on return."""
         file = Path(folder) / f"{name}-{uuid4().hex[:8]}.parquet"
         path = self.directory / file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         parquet = io.BytesIO()
         rows.write_parquet(parquet, compression="zstd", compression_level=COMPRESSION_LEVEL)
         content = parquet.getvalue()

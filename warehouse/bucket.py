@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from warehouse.files import make_directory
 from warehouse.generation import NAME, Generation, GenerationError, Generations
 from warehouse.objects import ObjectMissingError, ObjectStore, StoredObject
 
@@ -49,7 +50,7 @@ class StoredFile:
     def bring(self, store: ObjectStore, path: Path) -> None:
         """Have the object as a local file; raises `ObjectStorageError`."""
         if not self.is_whole(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             store.download(self.key, path, size=self.size, sha256=self.sha256)
 
 

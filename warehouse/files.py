@@ -27,6 +27,14 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Have a directory; its name, and those of all that lead to it, survive a power cut."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        fsync_path(one.parent)
+
+
 def replace_durably(temporary: Path, final: Path) -> None:
     """Give a finished file its final name; on return name and content survive a power cut."""
     fsync_path(temporary)

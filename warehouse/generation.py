@@ -26,7 +26,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from warehouse.files import locked, replace_durably, temporary_beside, write_durably
+from warehouse.files import locked, make_directory, replace_durably, temporary_beside, write_durably
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import (
     ARCHIVED_TEXTS,
@@ -150,7 +150,7 @@ class Generations:
         """
         ordered = [(table, _fitting(tables, table)) for table in COMPUTED_TABLES]
         digest = tables_sha256(ordered)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         lock = self.settings.warehouse_path / "publish.lock"
         with locked(lock, self.settings.publish_lock_seconds_max):
             made_from = {
@@ -194,7 +194,7 @@ class Generations:
         `made_from` has watermark and metagraph_synced_at_ms; `bring` puts the file, and beside it
         the list of archive files, where they belong.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         lock = self.settings.warehouse_path / "publish.lock"
         # Held meanwhile: a run would take a file that no pointer names for a dead run's.
         with locked(lock, self.settings.publish_lock_seconds_max):
@@ -291,6 +291,8 @@ class Generations:
                 for statement in archive_views(archive):
                     connection.execute(statement)
                 connection.execute("COMMIT")
+                # Closing would do it as well, but tells nobody that it could not.
+                connection.execute("CHECKPOINT")
             replace_durably(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

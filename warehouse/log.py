@@ -203,6 +203,9 @@ class LogWriter(Protocol):
         `good_at_ms`: around when it would be accepted; until a day after that it is remembered.
         """
 
+    def problem(self) -> str | None:
+        """Return why the last commit failed, and when; None if it did not, or there was none."""
+
     def close(self) -> None:
         """Finish what was accepted, then let go of everything."""
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
@@ -72,6 +73,7 @@ class SqliteLog(SqliteReader):
     ) -> None:
         super().__init__(settings)
         self._on_commit = on_commit
+        self._problem: str | None = None
         self._arrived = Condition()
         self._queue: deque[_Pending] = deque()
         self._queued_bytes = 0
@@ -107,6 +109,9 @@ class SqliteLog(SqliteReader):
         return self._enqueue(
             lambda transaction, _: transaction.spend(signature, good_at_ms), b"", 1
         )
+
+    def problem(self) -> str | None:
+        return self._problem
 
     def close(self) -> None:
         with self._arrived:
@@ -156,11 +161,13 @@ class SqliteLog(SqliteReader):
                 with translated_errors():
                     if connection is None:
                         file = _identity(self.path)
-                        connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
-                        connection.pragma("cache_size", -WRITER_CACHE_KIB)
+                        connection = _open_for_writing(self.path)
                     _refuse_another(self.path, file)
                 self._commit_all(connection, group)
+                self._problem = None
             except Exception as error:  # noqa: BLE001  (whatever it was, the callers must hear it)
+                at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+                self._problem = f"{_unavailable(error)} (last tried {at})"
                 for pending in group:
                     pending.future.set_exception(_unavailable(error))
                 # A connection that failed in mid-commit is not trusted again.
@@ -236,6 +243,16 @@ class SqliteLog(SqliteReader):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+
+def _open_for_writing(path: Path) -> apsw.Connection:
+    connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+    # SQLite opens for reading what it cannot open for writing just now, and BEGIN IMMEDIATE works.
+    if connection.readonly("main"):
+        connection.close()
+        raise LogUnavailableError(f"{path} cannot be opened for writing")
+    connection.pragma("cache_size", -WRITER_CACHE_KIB)
+    return connection
 
 
 def _identity(path: Path) -> tuple[int, int]:

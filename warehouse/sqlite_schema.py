@@ -11,7 +11,7 @@ from pathlib import Path
 
 import apsw
 
-from warehouse.files import fsync_path, locked
+from warehouse.files import fsync_path, locked, make_directory
 from warehouse.log import LogUnavailableError
 
 SCHEMA_VERSION = 2
@@ -221,8 +221,13 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
     `LogUnavailableError` when the file cannot be made or has a later version's schema.
     """
     with translated_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         with locked(lock_path(path), lock_seconds_max):
+            # What a killed writer left in the WAL is seen from now on, and its repeat answered:
+            # not before it is on the disk.
+            wal = path.with_name(path.name + "-wal")
+            if wal.exists():
+                fsync_path(wal)
             connection = connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             try:
                 version = connection.pragma("user_version")

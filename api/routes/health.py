@@ -73,6 +73,8 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
     """Return the HealthResponse as of an instant."""
     problems = [problem] if (problem := log_problem(parts.reader)) else []
     is_database_up = not problems
+    if (problem := parts.writer.problem()) and is_database_up:
+        problems.append(f"nothing can be stored: {problem}; look at the disk of LEOMA_HOME")
     if parts.snapshots.problem:
         problems.append(parts.snapshots.problem)
     if parts.media.problem:
