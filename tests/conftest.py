@@ -1,5 +1,6 @@
 """Fixtures for all packages: a home of its own for every test, and one S3 server for all."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,3 +47,20 @@ def virtual_hosts(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket, "getaddrinfo", to_loopback)
     return f"http://{DOMAIN}:{object_server.port}"
+
+
+@pytest.fixture
+def serving(warehouse_settings):
+    """Start servers with other settings on one home, with the small subnet, until the test ends."""
+    # Most tests need no application.
+    from tests.api.conftest import API_SETTINGS, publish_subnet  # noqa: PLC0415
+    from tests.api.servers import Server  # noqa: PLC0415
+
+    publish_subnet(warehouse_settings)
+    with contextlib.ExitStack() as stack:
+
+        def start(**values):
+            settings = API_SETTINGS.model_copy(update=values)
+            return stack.enter_context(Server(settings, warehouse_settings))
+
+        yield start

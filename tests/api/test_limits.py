@@ -10,27 +10,12 @@ import pytest
 
 from api.limits import Bounds
 from api.settings import ApiSettings
-from tests.api.conftest import API_SETTINGS, publish_subnet
-from tests.api.servers import Server
 from tests.builders import hotkey, sample_body, signed_headers
 from warehouse.files import locked
 from warehouse.sqlite_schema import lock_path
 
 SLOW = 1e-3
 SECONDS_MAX = 30
-
-
-@pytest.fixture
-def serving(warehouse_settings):
-    """Start servers with settings on one home, until the test ends."""
-    publish_subnet(warehouse_settings)
-    with contextlib.ExitStack() as stack:
-
-        def start(**values):
-            settings = API_SETTINGS.model_copy(update=values)
-            return stack.enter_context(Server(settings, warehouse_settings))
-
-        yield start
 
 
 def statuses(server, count, path="/health/live", **kwargs):

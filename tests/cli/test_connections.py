@@ -6,23 +6,8 @@ import time
 
 import pytest
 
-from tests.api.conftest import API_SETTINGS, publish_subnet
-from tests.api.servers import Server
-
 SECONDS_MAX = 30
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: leoma\r\n\r\n"
-
-
-@pytest.fixture
-def serving(warehouse_settings):
-    publish_subnet(warehouse_settings)
-    with contextlib.ExitStack() as stack:
-
-        def start(**values):
-            settings = API_SETTINGS.model_copy(update=values)
-            return stack.enter_context(Server(settings, warehouse_settings))
-
-        yield start
 
 
 @contextlib.contextmanager
