@@ -1,5 +1,6 @@
 """`leoma serve` as a real process with real workers, for tests that kill it or load it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 
 import httpx
+import psutil
 
 START_SECONDS_MAX = 60
 
@@ -44,6 +46,21 @@ class LeomaServe:
                 except httpx.TransportError:
                     pass
                 time.sleep(0.05)
+
+    def wait_until_all_are_ready(self):
+        """Wait for every worker: each has opened the log before it opens the generation."""
+        self.wait_until_ready()
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while self._with_generation() < self.workers:
+            assert time.monotonic() < deadline, "not all workers started"
+            time.sleep(0.05)
+
+    def _with_generation(self):
+        count = 0
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                count += any(file.path.endswith(".duckdb") for file in one.open_files())
+        return count
 
     def kill(self):
         """End everything at once, as a power cut would."""

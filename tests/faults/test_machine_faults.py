@@ -88,7 +88,8 @@ def machine(shim, tmp_path):
     made = Machine(shim, tmp_path)
     made.api.start()
     try:
-        made.api.wait_until_ready()
+        # One that starts in mid-trouble cannot, and then uvicorn ends them all.
+        made.api.wait_until_all_are_ready()
         yield made
     finally:
         made.api.kill()
