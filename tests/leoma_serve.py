@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,13 +15,20 @@ import psutil
 START_SECONDS_MAX = 60
 
 
+def lasting_port():
+    """Return a free port that no client's end of a connection gets while the server is down."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # below what the kernel gives to clients
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class LeomaServe:
     """Two workers in a process group of their own, on one port for all their lives."""
 
     def __init__(self, home, workers=2, **settings):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.workers = workers
         self.environment = {**os.environ, "LEOMA_HOME": str(home), **settings}
