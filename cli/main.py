@@ -21,7 +21,7 @@ COMMANDS = {
     "keep": ("cli.materialize", "Do the nightly work now."),
     "healthcheck": ("cli.healthcheck", "Exit with 0 if URL answers with a 2xx status."),
     "outbox": ("cli.outbox", "Show what waits for object storage."),
-    "fsck": ("cli.fsck", "Verify the whole log."),
+    "fsck": ("cli.fsck", "Verify the whole installation."),
     "restore": ("cli.restore", "Bring this machine up from a bucket."),
     "recompute": ("cli.recompute", "Compute a published generation anew, and compare."),
     "rank": ("cli.show", "Show the rank table."),

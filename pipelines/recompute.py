@@ -52,8 +52,7 @@ def recompute(
     be computed (the log no longer has its beginning, the file is damaged), `MetagraphError` when
     the chain snapshot is gone or damaged.
     """
-    published, info = _published(generation)
-    watermark = int(info["watermark"])
+    watermark = int(_published(generation)[1]["watermark"])
     if log.dropped_through():
         raise GenerationError(
             f"the log begins only after {log.dropped_through()}: retention has dropped what "
@@ -64,12 +63,22 @@ def recompute(
             f"{generation.snapshot_id} counts the log up to {watermark}, but the log ends at "
             f"{log.head()}: it is another or an older log"
         )
+    samples = current_samples(log, watermark, on_progress)
+    return recompute_from(generation, samples, log.admin_state_at(watermark), snapshots)
+
+
+def recompute_from(
+    generation: Generation, samples: pl.DataFrame, admin: AdminState, snapshots: ChainSnapshots
+) -> Recomputed:
+    """Compute a generation's tables anew from the samples that it counts, and compare them.
+
+    `samples` are the current ones at its watermark, in the columns of `ARCHIVED_VOTES`; `admin` is
+    what events up to there left. Raises as `recompute`.
+    """
+    published, info = _published(generation)
     metagraph = snapshots.read(str(info["metagraph_snapshot"]).removeprefix("snapshots/"))
     frames, outcome = tables(
-        current_samples(log, watermark, on_progress),
-        log.admin_state_at(watermark),
-        metagraph,
-        Parameters.from_json(str(info["parameters"])),
+        samples, admin, metagraph, Parameters.from_json(str(info["parameters"]))
     )
     differences = [
         f"the table {table.name} is not what follows from log and snapshot"
@@ -90,7 +99,9 @@ def recompute(
         for name, value in found.items()
         if info[name] != value
     ]
-    return Recomputed(generation.snapshot_id, watermark, metagraph.block, tuple(differences))
+    return Recomputed(
+        generation.snapshot_id, int(info["watermark"]), metagraph.block, tuple(differences)
+    )
 
 
 def current_samples(

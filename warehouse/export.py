@@ -20,7 +20,7 @@ from warehouse.archive import (
     with_vote_parts,
 )
 from warehouse.frames import empty, schema
-from warehouse.log import LogReader, SubmissionRow, VoteRow
+from warehouse.log import LogReader, SubmissionRow, TextRow, VoteRow
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, Table
 
 VERSION_KEY = list(ARCHIVED_VOTES.key)
@@ -218,7 +218,7 @@ def export_submissions(archive: Archive, log: LogReader, through: int) -> int:
     with archive.changing():
         manifest = archive.manifest()
         for chunk in log.submissions_between(manifest.submissions_watermark, through):
-            rows = _submission_rows(chunk)
+            rows = submission_rows(chunk)
             last_seq = chunk[-1].seq + max(chunk[-1].sample_count, 1)
             part = archive.write("submissions", f"{last_seq:012d}", rows)
             manifest = replace(
@@ -276,7 +276,7 @@ def _submission_differences(
     starts = sorted(parts)
     archived = empty(ARCHIVED_TEXTS).select("seq")
     for chunk in log.submissions_between(log.dropped_through(), through):
-        rows = _submission_rows(chunk)
+        rows = submission_rows(chunk)
         reads = [
             archive.read(parts[start])
             for start in starts
@@ -322,7 +322,14 @@ def vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:
     return pl.concat(frames) if frames else empty(ARCHIVED_VOTES)
 
 
-def _submission_rows(chunk: Sequence[SubmissionRow]) -> pl.DataFrame:
+def text_rows(chunks: Iterable[list[TextRow]]) -> pl.DataFrame:
+    """Return rows of the log in the columns of `ARCHIVED_TEXTS`, superseded ones included."""
+    frames = [_frame(chunk, ARCHIVED_TEXTS) for chunk in chunks]
+    return pl.concat(frames) if frames else empty(ARCHIVED_TEXTS)
+
+
+def submission_rows(chunk: Sequence[SubmissionRow]) -> pl.DataFrame:
+    """Return submissions as the archive keeps them."""
     return _by_columns(chunk, SUBMISSION_SCHEMA)
 
 

@@ -273,6 +273,9 @@ class LogReader(Protocol):
     def oldest_waiting_submission(self) -> int | None:
         """Return the lowest seq of a submission whose evaluation result waits, None for none."""
 
+    def damage(self) -> str | None:
+        """Return what was damaged when somebody asked for it last, None if it no longer is."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -291,8 +294,11 @@ class LogKeeper(LogReader, Protocol):
         result that waits for such a submission waits no longer.
         """
 
+    def disorder(self) -> list[str]:
+        """Return what is wrong with the order of the records: a gap, an orphan, damage."""
+
     def check(self) -> list[str]:
-        """Verify the whole log: no gap, no orphan, every signature. Return what is wrong."""
+        """Return what is wrong with the log: its order, and every signature."""
 
 
 class Outbox(Protocol):

@@ -2,15 +2,13 @@
 
 import itertools
 import time
-from collections.abc import Callable
 
 import apsw
-import zstandard
 
+from warehouse.evidence import unsigned
 from warehouse.files import LOCK_POLL_SECONDS, locked
-from warehouse.hotkeys import signed_message, verify
 from warehouse.log import RefusedError
-from warehouse.sqlite_reads import SqliteReader
+from warehouse.sqlite_reads import HEAD, SqliteReader
 from warehouse.sqlite_schema import connect, lock_path, translated_errors
 
 # Records that leave in one transaction, so that no append waits long for its turn.
@@ -29,10 +27,13 @@ DROP_RESULTS = """
     )
 """
 DROP_TEXTS = "DELETE FROM sample_texts WHERE seq <= ?"
-COUNT_ABOVE = """
-    SELECT (SELECT count(*) FROM submissions WHERE seq > ?1)
-        + (SELECT count(*) FROM samples WHERE seq > ?1)
-        + (SELECT count(*) FROM events WHERE seq > ?1)
+# In one statement, so that appends and retention may go on meanwhile.
+COUNT_ABOVE = f"""
+    WITH floor(seq) AS (SELECT dropped_through FROM retention)
+    SELECT ({HEAD}) - floor.seq, (SELECT count(*) FROM submissions WHERE seq > floor.seq)
+        + (SELECT count(*) FROM samples WHERE seq > floor.seq)
+        + (SELECT count(*) FROM events WHERE seq > floor.seq)
+    FROM floor
 """
 SEQS_IN_TWO_TABLES = """
     SELECT seq FROM submissions WHERE seq IN (SELECT seq FROM samples)
@@ -81,9 +82,11 @@ class SqliteKeeper(SqliteReader):
                 connection.close()
         return dropped
 
-    def check(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """`progress(done, total)` counts submissions."""
-        head, floor = self.head(), self.dropped_through()
+    def check(self) -> list[str]:
+        submissions = itertools.chain.from_iterable(self.submissions_between(0, self.head()))
+        return self.disorder() + [problem for row in submissions if (problem := unsigned(row))]
+
+    def disorder(self) -> list[str]:
         found = [
             f"{name} at seq {row[0]}"
             for name, sql in (
@@ -97,34 +100,12 @@ class SqliteKeeper(SqliteReader):
         ]
         # Seqs are unique within each table and, by the check above, across them: the count says
         # whether one is missing.
-        if (count := self._rows(COUNT_ABOVE, (floor,))[0][0]) != head - floor:
-            found.append(f"{head - floor - count} of {head - floor} records are missing")
-        if (integrity := self._one("PRAGMA quick_check")) != "ok":
-            found.append(f"SQLite finds the file damaged: {integrity}")
-        return found + self._unsigned(head, progress)
-
-    def _unsigned(self, head: int, progress: Callable[[int, int], None] | None) -> list[str]:
-        found = []
-        done, total = 0, int(self._one("SELECT count(*) FROM submissions"))
-        for row in itertools.chain.from_iterable(self.submissions_between(0, head)):
-            try:
-                body = zstandard.decompress(row.body)
-            except zstandard.ZstdError as error:
-                found.append(f"the body of submission {row.seq} cannot be unpacked: {error}")
-                continue
-            message = signed_message(
-                scheme=row.scheme,
-                method=row.method,
-                path=row.path,
-                body=body,
-                timestamp=row.timestamp,
-                nonce=row.nonce,
-            )
-            if not verify(row.hotkey, row.signature, message):
-                found.append(f"submission {row.seq} is not signed by {row.hotkey}")
-            done += 1
-            if progress is not None:
-                progress(done, total)
+        expected, count = self._rows(COUNT_ABOVE, ())[0]
+        if count != expected:
+            found.append(f"{expected - count} of {expected} records are missing")
+        integrity = [row[0] for row in self._rows("PRAGMA integrity_check", ())]
+        if integrity != ["ok"]:
+            found += [f"SQLite finds the file damaged: {one}" for one in integrity]
         return found
 
     def _whole(self, seq: int) -> int:

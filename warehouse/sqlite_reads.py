@@ -1,16 +1,33 @@
 """What is asked of the log, one method a question. Nothing here writes."""
 
+import contextlib
+import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import apsw
 
-from warehouse.log import Backlog, SubmissionRow, Submitted, TextRow, VoteRow
+from warehouse.log import (
+    Backlog,
+    LogUnavailableError,
+    SubmissionRow,
+    Submitted,
+    TextRow,
+    VoteRow,
+)
 from warehouse.records import AdminState, Event, Sample, StoredSample, admin_state
 from warehouse.settings import WarehouseSettings
-from warehouse.sqlite_schema import connect, create_log, translated_errors
+from warehouse.sqlite_schema import (
+    LogDamagedError,
+    connect,
+    create_log,
+    require_log,
+    translated_errors,
+)
 
 # Rows a chunk: a long export is many short reads, so that it never keeps the WAL from being reset.
 VOTES_CHUNK_ROWS = 50_000
@@ -18,7 +35,14 @@ TEXTS_CHUNK_ROWS = 5_000
 SUBMISSIONS_CHUNK_ROWS = 1_000
 
 Bindings = tuple[Any, ...] | dict[str, Any]
+Types = tuple[type | tuple[type, ...], ...]
 
+# Of `StoredSample`, as they are declared: a record of damaged bytes may hold anything.
+TEXT_OR_NONE, NUMBER_OR_NONE = (str, NoneType), (int, NoneType)
+SAMPLE_TYPES = (
+    int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE, str, str, str,
+    TEXT_OR_NONE, TEXT_OR_NONE,
+)  # fmt: skip
 SAMPLE_COLUMNS = """
     s.seq, s.received_at_ms, v.hotkey, m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL),
     t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
@@ -138,20 +162,29 @@ class SqliteReader:
     Raises `LogUnavailableError` when the file cannot be opened or read.
     """
 
-    def __init__(self, settings: WarehouseSettings) -> None:
+    def __init__(self, settings: WarehouseSettings, *, is_inspection: bool = False) -> None:
+        """`is_inspection`: the log must be there, and stays as it is, its version too."""
         self.settings = settings
         self.path = settings.log_path
-        create_log(self.path, settings.log_lock_seconds_max)
+        self._flags = apsw.SQLITE_OPEN_READONLY if is_inspection else apsw.SQLITE_OPEN_READWRITE
+        if is_inspection:
+            require_log(self.path)
+        else:
+            create_log(self.path, settings.log_lock_seconds_max)
         self._of_thread = threading.local()
-        self._connections: list[apsw.Connection] = []
+        # Weak: a thread that ends takes its connection along, which closes it. Who serves many
+        # clients has had many threads.
+        self._connections: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._state = AdminState(-1, {}, None)
+        # The last question that met damage.
+        self._damaged: tuple[str, Bindings, Types] | None = None
         self._guard = threading.Lock()
 
     def head(self) -> int:
-        return int(self._one(HEAD))
+        return self._number(HEAD)
 
     def admin_state(self) -> AdminState:
-        newest = self._one("SELECT coalesce(max(seq), 0) FROM events")
+        newest = self._number("SELECT coalesce(max(seq), 0) FROM events")
         state = self._state
         if state.seq < newest:
             # Two threads may both fold; either result is right for the time it was asked at.
@@ -162,7 +195,10 @@ class SqliteReader:
         return state
 
     def admin_state_at(self, seq: int) -> AdminState:
-        return admin_state(self.events_between(0, seq))
+        try:
+            return admin_state(self.events_between(0, seq))
+        except ValueError as error:
+            raise LogDamagedError(error) from error
 
     def submission_samples(self, submission_seq: int) -> list[StoredSample]:
         return self._samples(OF_SUBMISSION, {"seq": submission_seq})
@@ -219,7 +255,7 @@ class SqliteReader:
         return rows[0][0] if rows else 0
 
     def dropped_through(self) -> int:
-        return int(self._one("SELECT dropped_through FROM retention"))
+        return self._number("SELECT dropped_through FROM retention")
 
     def submitted(self, submission_seq: int) -> Submitted | None:
         found = self._rows(SUBMITTED, (submission_seq,))
@@ -238,40 +274,79 @@ class SqliteReader:
         oldest: int | None = self._one("SELECT min(submission_seq) FROM outbox")
         return oldest
 
+    def damage(self) -> str | None:
+        if self._damaged is None:
+            return None
+        try:
+            self._rows(*self._damaged)
+        except LogUnavailableError as error:
+            return str(error)
+        self._damaged = None
+        return None
+
     def close(self) -> None:
         with self._guard:
-            connections, self._connections = self._connections, []
+            connections = list(self._connections)
+            self._connections.clear()
         for connection in connections:
             connection.close()
 
     def _samples(self, sql: str, bindings: Bindings) -> list[StoredSample]:
         return [
             StoredSample._make([*row[:6], bool(row[6]), *row[7:]])
-            for row in self._rows(sql, bindings)
+            for row in self._rows(sql, bindings, SAMPLE_TYPES)
         ]
 
     def _chunks(
         self, sql: str, after: int, through: int, rows_max: int
     ) -> Iterator[list[tuple[Any, ...]]]:
         while rows := self._rows(sql, (after, through, rows_max)):
+            # Or the same rows would come again and again.
+            if not all(one[0] < next_[0] for one, next_ in itertools.pairwise([(after,), *rows])):
+                raise LogDamagedError(f"what follows seq {after} is out of order")
             yield rows
             after = rows[-1][0]
+
+    def _number(self, sql: str) -> int:
+        rows = self._rows(sql, ())
+        if not rows or type(rows[0][0]) is not int:
+            raise LogDamagedError("a number is missing in it")
+        return rows[0][0]
 
     def _one(self, sql: str) -> Any:
         return self._rows(sql, ())[0][0]
 
-    def _rows(self, sql: str, bindings: Bindings) -> list[tuple[Any, ...]]:
-        with translated_errors():
-            return self._connection().execute(sql, bindings).fetchall()
+    def _rows(self, sql: str, bindings: Bindings, types: Types = ()) -> list[tuple[Any, ...]]:
+        try:
+            with translated_errors():
+                rows = self._connection().execute(sql, bindings).fetchall()
+            if types and not all(all(map(isinstance, row, types)) for row in rows):
+                raise LogDamagedError("a record is none that was written")
+        except LogDamagedError:
+            self._damaged = (sql, bindings, types)
+            # What it keeps of the file in memory would outlive the damage.
+            self._let_go()
+            raise
+        return rows
+
+    def _let_go(self) -> None:
+        """Have the next question of this thread look at the file anew."""
+        connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
+        self._of_thread.connection = None
+        if connection is not None:
+            with self._guard:
+                self._connections.discard(connection)
+            with contextlib.suppress(apsw.Error):
+                connection.close(True)
 
     def _connection(self) -> apsw.Connection:
         connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
-            connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+            connection = connect(self.path, self._flags)
             connection.pragma("query_only", True)
             # A reader never moves WAL pages: commits do, under their lock.
             connection.pragma("wal_autocheckpoint", 0)
             self._of_thread.connection = connection
             with self._guard:
-                self._connections.append(connection)
+                self._connections.add(connection)
         return connection

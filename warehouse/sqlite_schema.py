@@ -200,11 +200,28 @@ def schema_statements() -> str:
     )
 
 
+# A text that is none is in no file that was written here.
+DAMAGE = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+
+
+class LogDamagedError(LogUnavailableError):
+    """The log's file is not what was written to it."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(
+            f"the log's file is damaged ({what}): stop the service, keep the file, and put its "
+            "newest copy in its place, or move it away and run `leoma restore`; `leoma fsck` "
+            "checks it"
+        )
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """Raise the database's errors as `LogUnavailableError`, with what SQLite said."""
     try:
         yield
+    except DAMAGE as error:
+        raise LogDamagedError(error) from error
     except (apsw.Error, OSError) as error:
         raise LogUnavailableError(f"the log does not answer: {error}") from error
 
@@ -239,12 +256,29 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
                 elif version == 1:
                     with connection:
                         connection.execute(FROM_1_TO_2)
-                elif version != SCHEMA_VERSION:
-                    raise LogUnavailableError(
-                        f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}"
-                    )
+                else:
+                    _refuse_other_version(path, version)
             finally:
                 connection.close()
+
+
+def require_log(path: Path) -> None:
+    """Raise `LogUnavailableError` unless there is a log of this version; change nothing."""
+    if not path.exists():
+        raise LogUnavailableError(f"there is no log at {path}")
+    with translated_errors():
+        connection = connect(path, apsw.SQLITE_OPEN_READONLY)
+        try:
+            _refuse_other_version(path, connection.pragma("user_version"))
+        finally:
+            connection.close()
+
+
+def _refuse_other_version(path: Path, version: int) -> None:
+    if version != SCHEMA_VERSION:
+        raise LogUnavailableError(
+            f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}"
+        )
 
 
 def connect(path: Path, flags: int) -> apsw.Connection:

@@ -13,9 +13,8 @@ from cli.main import COMMANDS, leoma, run
 from cli.options import table
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
-from tests.builders import hotkey, signed_request, write_metagraph
+from tests.builders import hotkey, write_metagraph
 from warehouse.settings import WarehouseSettings
-from warehouse.sqlite_log import SqliteLog
 
 NOBODY = "http://127.0.0.1:9"
 SUBCOMMANDS = {
@@ -222,27 +221,6 @@ def test_materialize_publishes_and_says_what(capsys, monkeypatch, tmp_path):
     assert code == 0
     assert out.startswith("Published 2")
     assert (tmp_path / "warehouse" / "current.duckdb").exists()
-
-
-def test_fsck_says_what_is_wrong(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("LEOMA_HOME", str(tmp_path))
-    log = SqliteLog(WarehouseSettings(leoma_home=tmp_path))
-    log.announce_task(signed_request("admin"), 1).result(10)
-    log.close()
-    assert call(capsys, "fsck")[:2] == (0, "2 records, nothing wrong.\n")
-
-
-def test_fsck_finds_a_forged_submission(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("LEOMA_HOME", str(tmp_path))
-    log = SqliteLog(WarehouseSettings(leoma_home=tmp_path))
-    forged = signed_request("admin", b"{}")
-    object.__setattr__(forged, "body", b'{"task_id": 7}')
-    log.announce_task(forged, 7).result(10)
-    log.close()
-    code, out, err = call(capsys, "fsck")
-    assert code == 1
-    assert "submission 1 is not signed by" in out
-    assert err == "Error: 1 problems in a log of 2 records.\n"
 
 
 def test_columns_of_numbers_go_to_the_right():

@@ -1,0 +1,385 @@
+"""What must hold in an installation, from the signed requests to the published tables.
+
+    signed requests -> log -> archive -> generation <- pointer
+                              chain snapshots -^
+
+Each function looks at one arrow and returns what is wrong there, in sentences; none changes a file.
+They may run beside a service at work: what is published is looked at first, and the log, which only
+grows, after it.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import duckdb
+import polars as pl
+from fastapi.exceptions import RequestValidationError
+
+from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
+from api.dependencies import AnyBody, fitted, parsed_json
+from pipelines.chain_snapshots import NAME as SNAPSHOT_NAME
+from pipelines.chain_snapshots import ChainSnapshots
+from pipelines.metagraph import MetagraphError
+from pipelines.recompute import current_samples, recompute_from
+from warehouse.archive import Archive, ArchiveError, Manifest, Part
+from warehouse.bucket import Pointer, read_pointer
+from warehouse.evidence import EvidenceError, body_of, unsigned
+from warehouse.export import submission_rows, text_rows, vote_rows
+from warehouse.generation import (
+    Generation,
+    GenerationError,
+    Generations,
+    archived_files,
+    archived_rows,
+    open_generation,
+    tables_sha256,
+)
+from warehouse.log import LogKeeper, LogReader, SubmissionRow, VoteRow
+from warehouse.objects import ObjectStore
+from warehouse.records import (
+    BLACKLIST_ADDED,
+    BLACKLIST_REMOVED,
+    TASK_ANNOUNCED,
+    Event,
+    Sample,
+)
+from warehouse.tables import ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION
+
+OnProgress = Callable[[int, int], None]
+
+VOTE_ORDER = [name for name, _ in ARCHIVED_VOTES.order]
+# Of many samples that are wrong, so many are named.
+NAMED_MAX = 10
+
+
+def said(row: SubmissionRow) -> list[Sample]:
+    """Return the samples that a signed request holds, as the API would take them now.
+
+    Raises `EvidenceError` where it holds none.
+    """
+    if row.path.partition("?")[0].endswith("/batch"):
+        return [one.to_sample() for one in _read(row, SampleBatch).samples]
+    return [_read(row, SampleSubmission).to_sample()]
+
+
+def _read(row: SubmissionRow, model: type[AnyBody]) -> AnyBody:
+    try:
+        return fitted(model, parsed_json(body_of(row)))
+    except RequestValidationError as error:
+        what = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise EvidenceError(f"submission {row.seq} holds no {model.__name__}: {what}") from error
+
+
+def log_against_requests(log: LogReader, on_progress: OnProgress) -> Iterator[str]:
+    """Every record of the log is what a signed request says, and every request is signed."""
+    head = log.head()
+    events = {event.seq: event for event in log.events_between(0, head)}
+    for row in itertools.chain.from_iterable(log.submissions_between(0, head)):
+        on_progress(row.seq, head)
+        if problem := unsigned(row):
+            yield problem
+            continue
+        try:
+            if row.sample_count:
+                stored = log.submitted(row.seq)
+                # Retention may have taken it since it was read.
+                is_same = stored is None or stored.samples == said(row)
+            else:
+                event = events.get(row.seq + 1)
+                is_same = event is not None and _is_act(row, event)
+        except EvidenceError as error:
+            yield str(error)
+            continue
+        if not is_same:
+            yield f"submission {row.seq}: what is stored of it is not what {row.hotkey} signed"
+
+
+def _is_act(row: SubmissionRow, event: Event) -> bool:
+    """Tell whether an event is what an admin's request asked for."""
+    path = row.path.partition("?")[0]
+    asked: tuple[bool, str, str | None]
+    if event.kind == TASK_ANNOUNCED:
+        asked = (path.endswith("/tasks"), str(_read(row, TaskAnnouncement).task_id), None)
+    elif event.kind == BLACKLIST_ADDED:
+        addition = _read(row, BlacklistAddition)
+        asked = (path.endswith("/blacklist"), addition.hotkey, addition.reason)
+    else:
+        is_removal = event.kind == BLACKLIST_REMOVED and row.method == "DELETE"
+        asked = (is_removal, path.rpartition("/")[2], None)
+    return asked == (True, event.subject, event.detail) and row.hotkey == event.admin_hotkey
+
+
+def archive_files(archive: Archive, manifest: Manifest, on_progress: OnProgress) -> Iterator[str]:
+    """Every file of the archive is there, is what was written, and holds what the manifest says."""
+    parts = manifest.parts()
+    for done, part in enumerate(parts, 1):
+        try:
+            seqs = archive.seqs(part)["seq"]
+        except ArchiveError as error:
+            yield str(error)
+            continue
+        if (seqs.len(), seqs.min(), seqs.max()) != (part.rows, part.first_seq, part.last_seq):
+            yield f"{part.file} does not hold the {part.rows} records that the manifest says"
+        on_progress(done, len(parts))
+
+
+def archive_against_log(
+    archive: Archive, manifest: Manifest, log: LogReader, on_progress: OnProgress
+) -> Iterator[str]:
+    """What log and archive both must hold is the same in both, and nothing else is in the archive.
+
+    The files of the manifest are whole (`archive_files`).
+    """
+    head, floor = log.head(), log.dropped_through()
+    if manifest.watermark > head:
+        yield (
+            f"the archive counts the log up to {manifest.watermark}, but it ends at {head}: it is "
+            "another or an older log"
+        )
+        return
+    if manifest.watermark < floor:
+        yield f"the log begins after {floor}, but the archive ends at {manifest.watermark}"
+        return
+    votes = archive.votes(manifest)
+    if votes.height != manifest.current_samples:
+        yield f"the manifest counts {manifest.current_samples} samples, its files {votes.height}"
+    votes = votes.filter(pl.col("seq") > floor)
+    current = current_samples(log, manifest.watermark, on_progress)
+    yield from _vote_differences(current, votes, "archive")
+    yield from _text_differences(archive, manifest, log, current, floor)
+    yield from _submission_differences(archive, manifest, log, floor)
+    archived = pl.concat(
+        [pl.DataFrame(schema={"seq": pl.Int64}), *(archive.seqs(part) for part in manifest.events)]
+    )["seq"]
+    events = [event.seq for event in log.events_between(0, manifest.events_watermark)]
+    if archived.sort().to_list() != events:
+        yield f"the archive holds {archived.len()} acts of admins, the log {len(events)}"
+
+
+def _vote_differences(log: pl.DataFrame, other: pl.DataFrame, name: str) -> Iterator[str]:
+    """Compare current samples in the columns of `ARCHIVED_VOTES`."""
+    if log.sort(VOTE_ORDER).equals(other.sort(VOTE_ORDER)):
+        return
+    columns = ARCHIVED_VOTES.names
+    lacking = log.join(other, on=columns, how="anti", nulls_equal=True)["seq"]
+    foreign = other.join(log, on=columns, how="anti", nulls_equal=True)["seq"]
+    if lacking.len():
+        yield f"{lacking.len()} samples of the log are not so in the {name}: {_named(lacking)}"
+    if foreign.len():
+        yield f"{foreign.len()} samples of the {name} are not so in the log: {_named(foreign)}"
+    if not lacking.len() and not foreign.len():
+        yield f"the {name} holds {other.height} samples, the log {log.height}"
+
+
+def _named(seqs: pl.Series) -> str:
+    named = ", ".join(map(str, seqs.sort().head(NAMED_MAX)))
+    return named if seqs.len() <= NAMED_MAX else f"{named}, ..."
+
+
+def _text_differences(
+    archive: Archive, manifest: Manifest, log: LogReader, current: pl.DataFrame, floor: int
+) -> Iterator[str]:
+    after = floor
+    for part in manifest.texts:
+        if part.last_seq <= floor:
+            continue
+        archived = archive.read(part).filter(pl.col("seq") > floor)
+        stored = text_rows(log.texts_between(after, part.last_seq))
+        after = part.last_seq
+        differing = archived.join(stored, on=stored.columns, how="anti", nulls_equal=True)["seq"]
+        if differing.len():
+            yield f"the texts of {_named(differing)} are not so in the log ({part.file})"
+        # Compaction leaves out those of superseded samples.
+        due = stored.select("seq").join(current, on="seq", how="semi")
+        lacking = due.join(archived, on="seq", how="anti")["seq"]
+        if lacking.len():
+            yield f"the texts of {_named(lacking)} are not in the archive"
+    for chunk in log.texts_between(after, manifest.texts_watermark):
+        yield f"{len(chunk)} texts after {after} are not in the archive"
+
+
+def _submission_differences(
+    archive: Archive, manifest: Manifest, log: LogReader, floor: int
+) -> Iterator[str]:
+    after = floor
+    for part in manifest.submissions:
+        if part.last_seq <= floor:
+            continue
+        archived = archive.read(part).filter(pl.col("seq") > floor)
+        chunks = log.submissions_between(after, part.last_seq)
+        stored = submission_rows(list(itertools.chain.from_iterable(chunks)))
+        after = part.last_seq
+        if not archived.sort("seq").equals(stored):
+            yield f"the submissions in {part.file} are not those of the log"
+    for chunk in log.submissions_between(after, manifest.submissions_watermark):
+        yield f"{len(chunk)} submissions after {after} are not in the archive"
+
+
+@dataclass
+class Proof:
+    """How many samples that only the archive has are proven by a signed request there."""
+
+    samples: int = 0
+    proven: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def archive_against_requests(
+    archive: Archive, manifest: Manifest, floor: int, on_progress: OnProgress
+) -> Proof:
+    """Compare what retention took out of the log with the signed requests in the archive."""
+    votes = archive.votes(manifest).filter(pl.col("seq") <= floor)
+    proof = Proof(samples=votes.height)
+    parts = [part for part in manifest.submissions if part.first_seq <= floor]
+    for done, part in enumerate(parts, 1):
+        expected: list[VoteRow] = []
+        for row in _submissions(archive, part, floor):
+            if problem := unsigned(row):
+                proof.problems.append(problem)
+                continue
+            try:
+                expected += _votes_of(row)
+            except EvidenceError as error:
+                proof.problems.append(str(error))
+        rows = vote_rows([expected])
+        here = votes.filter(pl.col("seq").is_between(part.first_seq, part.last_seq))
+        proven = here.join(rows, on=ARCHIVED_VOTES.names, how="semi", nulls_equal=True)
+        forged = here.join(proven, on="seq", how="anti")["seq"]
+        if forged.len():
+            proof.problems.append(
+                f"{forged.len()} samples of the archive are not what was signed: {_named(forged)}"
+            )
+        proof.proven += proven.height
+        on_progress(done, len(parts))
+    return proof
+
+
+def _submissions(archive: Archive, part: Part, floor: int) -> Iterator[SubmissionRow]:
+    rows = archive.read(part).filter((pl.col("seq") <= floor) & (pl.col("sample_count") > 0))
+    return (SubmissionRow._make(row) for row in rows.iter_rows())
+
+
+def _votes_of(row: SubmissionRow) -> list[VoteRow]:
+    return [
+        VoteRow(
+            seq, row.received_at_ms, row.hotkey, one.miner_hotkey, one.task_id, one.task_key,
+            one.passed, one.confidence, one.latency_ms,
+        )
+        for seq, one in enumerate(said(row), row.seq + 1)
+    ]  # fmt: skip
+
+
+def chain_snapshots(snapshots: ChainSnapshots, on_progress: OnProgress) -> Iterator[str]:
+    """Every chain snapshot is what its name says, and the pointer names one that can be read."""
+    try:
+        names = sorted(path.name for path in snapshots.directory.iterdir())
+    except FileNotFoundError:
+        names = []
+    kept = [name for name in names if SNAPSHOT_NAME.fullmatch(name)]
+    for done, name in enumerate(kept, 1):
+        try:
+            snapshots.content(name)
+        except MetagraphError as error:
+            yield str(error)
+        on_progress(done, len(kept))
+    try:
+        snapshots.newest()
+    except MetagraphError as error:
+        yield str(error)
+
+
+def pointer(generations: Generations, current: Generation) -> Iterator[str]:
+    """The pointer says of the generation what the generation says of itself."""
+    with open_generation(current) as connection:
+        info = connection.table(GENERATION.name).pl().to_dicts()
+    if len(info) != 1:
+        yield f"{current.path.name} has {len(info)} rows about itself"
+        return
+    if info[0]["snapshot_id"] != current.snapshot_id:
+        yield f"{current.path.name} calls itself {info[0]['snapshot_id']}"
+    made_from = (info[0]["watermark"], info[0]["metagraph_synced_at_ms"])
+    if generations.made_from() not in (made_from, (made_from[0], 0)):
+        yield f"the pointer says {generations.made_from()} of {current.path.name}, not {made_from}"
+    if generations.stable_name.resolve() != current.path.resolve():
+        yield f"{generations.stable_name} does not lead to {current.path.name}"
+
+
+def generation_against_archive(
+    current: Generation, log: LogKeeper, snapshots: ChainSnapshots, on_progress: OnProgress
+) -> Iterator[str]:
+    """All tables follow from the archive's files that the generation names, and from the chain.
+
+    While the log still has its beginning, these files are compared with it as well.
+    """
+    with open_generation(current) as connection:
+        watermark = connection.table(GENERATION.name).pl()["watermark"][0]
+        rows = connection.sql(archived_rows(ARCHIVED_VOTES, archived_files(current).votes)).pl()
+    if watermark > log.head():
+        yield f"{current.snapshot_id} counts the log up to {watermark}, it ends at {log.head()}"
+        return
+    samples = rows.select(ARCHIVED_VOTES.names)
+    if not log.dropped_through():
+        stored = current_samples(log, watermark, on_progress)
+        yield from _vote_differences(stored, samples, "generation's archive")
+    admin = log.admin_state_at(watermark)
+    yield from recompute_from(current, samples, admin, snapshots).differences
+
+
+def kept_generations(generations: Generations, on_progress: OnProgress) -> Iterator[str]:
+    """Every kept generation holds the rows of its digest; what its views read is there."""
+    kept = generations.kept()
+    for done, one in enumerate(kept, 1):
+        try:
+            is_as_published = _is_as_published(one)
+            missing = [path for path in generations.archive_files(one) if not path.exists()]
+        except (GenerationError, duckdb.Error, OSError, ValueError, IndexError) as error:
+            yield f"{one.snapshot_id}: {error}"
+            continue
+        if not is_as_published:
+            yield f"{one.snapshot_id}: its tables are not those that were published"
+        if missing:
+            yield f"{one.snapshot_id} reads {missing[0]}, which is gone ({len(missing)} files)"
+        on_progress(done, len(kept))
+
+
+def _is_as_published(generation: Generation) -> bool:
+    with open_generation(generation) as connection:
+        tables = [
+            (table, connection.table(table.name).to_arrow_table().cast(table.arrow_schema()))
+            for table in COMPUTED_TABLES
+        ]
+        said_of_itself = connection.table(GENERATION.name).pl()["tables_sha256"][0]
+    return bool(tables_sha256(tables) == said_of_itself)
+
+
+def bucket(store: ObjectStore, generations: Generations) -> Iterator[str]:
+    """The bucket holds whatever its pointer names, in the right size, and this machine follows it.
+
+    Contents are not downloaded, but for the pointer's and the manifest's.
+    """
+    found = read_pointer(store)
+    current = generations.current()
+    if found is None:
+        if current is not None:
+            yield f"{store.url} has no pointer, but {current.snapshot_id} is current here"
+        return
+    named = Pointer.from_json(found.content)
+    if current is None or current.snapshot_id != named.snapshot_id:
+        here = current.snapshot_id if current else "none"
+        yield f"{store.url} names {named.snapshot_id}, but the current generation here is {here}"
+    content = store.get(named.manifest.key)
+    if content is None or hashlib.sha256(content.content).hexdigest() != named.manifest.sha256:
+        yield f"{store.url}{named.manifest.key} is not what the pointer says"
+        return
+    parts = Manifest.from_json(content.content).parts()
+    expected = {f"archive/{part.file}": part.size for part in parts}
+    for file in (named.generation, named.archive_files, named.manifest, named.chain_snapshot):
+        expected[file.key] = file.size
+    stored = {one.key: one.size for one in store.listed("")}
+    for key, size in sorted(expected.items()):
+        if key not in stored:
+            yield f"{store.url}{key} is gone"
+        elif stored[key] != size:
+            yield f"{store.url}{key} has {stored[key]} bytes, not {size}"
