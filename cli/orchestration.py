@@ -4,21 +4,31 @@ Location and home are fixed here, so that the sensor finds its cursor again afte
 keeps it by the name of the location, and that name would otherwise contain the port.
 """
 
+import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from cli.failures import one_line, read_settings
-from warehouse.files import LockTimeoutError, locked
+from warehouse.files import LockTimeoutError, locked, write_durably
 from warehouse.settings import WarehouseSettings
 
 LOCATION = "leoma"
+# SHA-256 of the dagster.yaml of earlier versions: one of these is nobody's own, and is replaced.
+SUPERSEDED = frozenset(
+    {
+        "3270cf50b7b7fccc98bc96b3addf621e6eaac8d7e9893486441b7febc0101960",
+        "545f79763fbf8bb0c8ca2de8b9d37debab631e50e0e5e527b983b65064b025ef",
+        "2cdf69be20c89eb4c89d47b16c2297b125d26dec15402b816630415d3b9776c3",
+        "93a9ca02a94084b7c5a5fb33f3e37f11a98027f47745130a5b75b08af815775e",
+        "948dd0ab95eec56c2721bac468c96158596021af1335ce3ef6e800a9305d3d5c",
+    }
+)
 SETUP_SECONDS_MAX = 120.0
 PORT = click.IntRange(1, 65_535)
 WORKSPACE = """\
@@ -39,13 +49,17 @@ def dagster_home() -> Path:
     # Dagster's storage reads it from the environment, here and in the process that this becomes.
     os.environ["DAGSTER_HOME"] = str(home)
     with locked(home / "setup.lock", SETUP_SECONDS_MAX):
-        if not (home / "dagster.yaml").exists():
-            with as_file(files("pipelines") / "dagster.yaml") as ours:
-                shutil.copyfile(ours, home / "dagster.yaml")
+        settings = home / "dagster.yaml"
+        if not settings.exists() or _digest(settings) in SUPERSEDED:
+            write_durably(settings, (files("pipelines") / "dagster.yaml").read_bytes())
         if not (home / "is_set_up").exists():
             create_storage(home)
             (home / "is_set_up").touch()
     return home
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def create_storage(home: Path) -> None:
