@@ -81,6 +81,17 @@ class ObjectStore:
         self._settings = settings
         self._access = access
         self._seconds_max = settings.s3_transfer_seconds_max
+        # What no message shows.
+        self.keys_hidden = [
+            key
+            for key in (
+                settings.s3_read_access_key_id,
+                settings.s3_read_secret_access_key.get_secret_value(),
+                settings.s3_write_access_key_id,
+                settings.s3_write_secret_access_key.get_secret_value(),
+            )
+            if key
+        ]
         self._lock = Lock()
         self._opened: Any = None
 
@@ -257,6 +268,7 @@ class _Translated:
 
     def __init__(self, store: ObjectStore, what: str, key: str) -> None:
         self._asked = f"cannot {what} {store.url}{key}"
+        self._keys = store.keys_hidden
 
     def __enter__(self) -> None:
         pass
@@ -266,12 +278,15 @@ class _Translated:
             answered = error.response.get("Error", {})
             code, message = str(answered.get("Code", "")), answered.get("Message", "")
             text = f"{self._asked}: {code or _status(error)} {message}".rstrip()
+            # A service may repeat what it was sent. From None, so that no traceback shows it.
+            for key in self._keys:
+                text = text.replace(key, "***")
             # Only the code tells a missing object from a missing bucket.
             if code in MISSING:
-                raise ObjectMissingError(text) from error
+                raise ObjectMissingError(text) from None
             if code in CHANGED:
-                raise ObjectChangedError(text) from error
-            raise ObjectStorageError(text) from error
+                raise ObjectChangedError(text) from None
+            raise ObjectStorageError(text) from None
         # urllib3's own errors come through while a body is read.
         if isinstance(error, (BotoCoreError, OSError, HTTPError, ValueError)):
             raise ObjectStorageError(f"{self._asked}: {error}") from error
