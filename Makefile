@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 
-.PHONY: help demo test torture bench audit lock format clean
+.PHONY: help demo test torture fuzz bench soak audit lock format clean
 
 help: ## List what can be done
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -37,8 +37,16 @@ test: $(DEV) ## Run everything that CI runs
 torture: $(DEV) ## Fail every operation of the disk in turn, cut the power at every point (minutes)
 	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 tests/faults $(PYTEST_FLAGS)
 
+fuzz: $(DEV) ## Send hundreds of thousands of requests that nobody should, try every codec and rule (minutes)
+	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 tests/api/test_fuzz.py tests/api/test_raw_fuzz.py \
+		tests/api/test_findings.py tests/api/test_codecs.py tests/warehouse/test_codecs.py \
+		tests/pipelines/test_codecs.py tests/pipelines/test_rule_properties.py $(PYTEST_FLAGS)
+
 bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
+
+soak: $(DEV) ## Load the whole service for half an hour: nothing may grow, fail or be lost (SOAK_FLAGS)
+	@exec $(BIN)/python -m tests.bench.soak --picture docs/soak.svg $(SOAK_FLAGS)
 
 audit: | $(BIN)/uv ## Ask for known weaknesses of what the locks name (needs the network)
 	@# What cannot be looked up is a failure, not a clean bill.

@@ -4,7 +4,6 @@ Exits non-zero when something failed, not when something was slow: a missed targ
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.demo import KEPT_SETTINGS
 from cli.processes import ProcessError, StopRequested, stop_signals
 from tests.bench import history, limits, objects, outbox, report, servers, storage
+from tests.bench.environment import clean_environment
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
 from warehouse.files import locked
@@ -38,7 +37,7 @@ Value = TypeVar("Value")
 def environment(home: Path) -> dict[str, str]:
     """Return the settings of every process that is measured."""
     return {
-        **{name: value for name, value in os.environ.items() if name not in KEPT_SETTINGS},
+        **clean_environment(home.parent),
         "LEOMA_HOME": str(home),
         "CHAIN_SOURCE": str(home / "metagraph.json"),
         "NETUID": "99",

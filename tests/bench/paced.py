@@ -24,15 +24,19 @@ FIRST_ID = re.compile(rb'"id":"?(\d+)')
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def answered(connection: Connection, request: bytes) -> int:
-    """Send a request; return the first id in its answer."""
+async def exchanged(connection: Connection, request: bytes) -> tuple[bytes, bytes]:
+    """Send a request; return its answer's head and body."""
     reader, writer = connection
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    length, first_id = LENGTH.search(head), None
-    if length is not None:
-        body = await reader.readexactly(int(length[1]))
-        first_id = FIRST_ID.search(body)
+    length = LENGTH.search(head)
+    return head, await reader.readexactly(int(length[1])) if length else b""
+
+
+async def answered(connection: Connection, request: bytes) -> int:
+    """Send a request; return the first id in its answer."""
+    head, body = await exchanged(connection, request)
+    first_id = FIRST_ID.search(body)
     if not head.startswith(OK) or first_id is None:
         raise OSError(head.partition(b"\r\n")[0].decode())
     return int(first_id[1])

@@ -291,13 +291,13 @@ def outages(
     """
     alone, up, down, drains = [], [], [], []
     with running_server(scratch) as server, Faults(server.port) as faults:
-        _be_nice(server)
+        be_nice(server)
         given = {**environment, **storage(server, faults.url, server.make_bucket())}
         materialisations(given, "again", 1)
         settings = WarehouseSettings(
             leoma_home=Path(given["LEOMA_HOME"]), s3_samples_bucket=given["S3_SAMPLES_BUCKET"]
         )
-        _forget_results(settings)
+        forget_results(settings)
         outage = Outage(settings, faults, scratch, first_task)
         for _ in range(OUTAGES):
             with outage.serving(logs, given, "--no-courier"):
@@ -338,13 +338,13 @@ def _count(name: str, count: int, of: int) -> Figure:
     return Figure(name, [count], "", is_rate=False, target=0, note=f"of {of:,}")
 
 
-def _be_nice(server: ObjectServer) -> None:
+def be_nice(server: ObjectServer) -> None:
     """Have the S3 server give way to everything else on the machine."""
     for thread in Path(f"/proc/{server._process.pid}/task").iterdir():
         os.setpriority(os.PRIO_PROCESS, int(thread.name), SERVER_NICE)
 
 
-def _forget_results(settings: WarehouseSettings) -> None:
+def forget_results(settings: WarehouseSettings) -> None:
     """Empty the outbox: the history's results are no part of this."""
     outbox = open_outbox(settings)
     try:
