@@ -1,12 +1,12 @@
 """What the routes are handed: the service's parts, the caller, and checked parameters."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import jiter
 from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -219,28 +219,21 @@ TaskId = Annotated[int, Path(ge=0, le=INT63_MAX)]
 Limit200 = Annotated[int, Query(ge=1, le=500)]
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    # One reader takes the first of two equal keys and another the last: what was said is unclear.
-    if len(fields) != len(pairs):
-        raise ValueError("a key is given twice")
-    return fields
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def parsed_json(content: bytes) -> Any:
-    """Return the document; raise the 422 for anything that is not strictly JSON."""
+    """Return the document; raise the 422 for anything that is not strictly JSON.
+
+    A key that is given twice is none: one reader takes the first and another the last, so what was
+    said is unclear.
+    """
     try:
-        return json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
+        return jiter.from_json(
+            content, allow_inf_nan=False, cache_mode="keys", catch_duplicate_keys=True
         )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    except ValueError as error:
+        reason = str(error)
+        # The key is in the message, and may be as long as a body.
+        if "duplicate key" in reason:
+            reason = "a key is given twice"
         problem = {"type": "json_invalid", "loc": ("body",), "msg": f"JSON decode error: {reason}"}
         raise RequestValidationError([problem]) from None
 

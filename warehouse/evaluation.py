@@ -10,8 +10,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from warehouse.hotkeys import parse_signature, verify
 from warehouse.records import Evaluation, Sample
+
+DELETE = "\x7f"
 
 
 def evaluation_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +47,36 @@ def evaluation_payload(entries: Sequence[Mapping[str, Any]]) -> bytes:
     return hashlib.sha256(json.dumps(list(entries), sort_keys=True).encode()).digest()
 
 
+def payload_of(samples: Iterable[Sample]) -> bytes:
+    """Return `evaluation_payload` of samples as stored, in a third of the time."""
+    # Texts are nearly all of it, and the standard library escapes them character by character.
+    entries = [
+        f'{{"confidence": {_number(one.confidence)}, '
+        f'"generated_artifacts": {_text(one.generated_artifacts)}, '
+        f'"hotkey": {_text(one.miner_hotkey)}, "latency_ms": {_number(one.latency_ms)}, '
+        f'"original_artifacts": {_text(one.original_artifacts)}, '
+        f'"passed": {"true" if one.passed else "false"}, '
+        f'"presentation_order": {_text(one.presentation_order)}, '
+        f'"reasoning": {_text(one.reasoning)}, '
+        f'"status": "{"passed" if one.passed else "failed"}"}}'
+        for one in samples
+    ]
+    return hashlib.sha256(f"[{', '.join(entries)}]".encode()).digest()
+
+
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _text(value: str | None) -> str:
+    if value is None:
+        return "null"
+    # Of ASCII both libraries make the same, but for the one character that only json escapes.
+    if value.isascii() and DELETE not in value:
+        return orjson.dumps(value).decode()
+    return json.dumps(value)
+
+
 def evaluation(hotkey: str, signature: str, samples: Iterable[Sample]) -> Evaluation:
     """Return the signature as given, and whether `hotkey` signed these samples with it.
 
@@ -52,5 +86,4 @@ def evaluation(hotkey: str, signature: str, samples: Iterable[Sample]) -> Evalua
         signed = parse_signature(signature)
     except ValueError:
         return Evaluation(signature, is_verified=False)
-    payload = evaluation_payload(evaluation_entries(samples))
-    return Evaluation(signature, is_verified=verify(hotkey, signed, payload))
+    return Evaluation(signature, is_verified=verify(hotkey, signed, payload_of(samples)))

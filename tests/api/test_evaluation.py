@@ -3,8 +3,16 @@
 import hashlib
 import json
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tests.builders import hotkey, keypair, sample
-from warehouse.evaluation import evaluation, evaluation_entries, evaluation_payload
+from warehouse.evaluation import (
+    evaluation,
+    evaluation_entries,
+    evaluation_payload,
+    payload_of,
+)
 
 
 def test_entries_have_exactly_the_published_keys():
@@ -32,6 +40,28 @@ def test_payload_is_the_digest_of_sorted_json():
     entries = evaluation_entries([sample(reasoning="naïve")])
     assert json.dumps(entries, sort_keys=True) == text
     assert evaluation_payload(entries) == hashlib.sha256(text.encode()).digest()
+
+
+texts = st.none() | st.text(max_size=40) | st.text(st.characters(max_codepoint=0x80), max_size=40)
+
+
+@given(
+    st.lists(
+        st.builds(
+            sample,
+            passed=st.booleans(),
+            confidence=st.none() | st.integers(0, 100),
+            latency_ms=st.none() | st.integers(0, 2**63 - 1),
+            reasoning=texts,
+            original_artifacts=texts,
+            generated_artifacts=texts,
+            presentation_order=texts,
+        ),
+        max_size=3,
+    )
+)
+def test_the_fast_payload_is_the_payload(samples):
+    assert payload_of(samples) == evaluation_payload(evaluation_entries(samples))
 
 
 def test_signature_over_other_samples_does_not_verify():

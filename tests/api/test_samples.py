@@ -197,6 +197,7 @@ RAW = {
     "lone surrogate": json.dumps(sample_body(prompt="\ud800")).encode(),
     "digits without end": b'{"task_id": ' + b"9" * 100_000 + b"}",
     "nested without end": b"[" * 100_000,
+    "half a character": b'{"\\ud800": 1}',
     "nested in an unknown field": (
         b'{"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"," + json.dumps(sample_body()).encode()[1:]
     ),
@@ -216,7 +217,7 @@ def test_body_that_is_not_strictly_json(server, route, content):
 
 
 def test_unknown_fields_are_ignored_with_whatever_they_hold(server):
-    body = b'{"\\ud800": {"\\u0000": [1e999]}, ' + json.dumps(sample_body()).encode()[1:]
+    body = b'{"\\ud83e\\ude81": {"\\u0000": [1e999]}, ' + json.dumps(sample_body()).encode()[1:]
     assert server.signed("big", "POST", "/samples", content=body).status_code == 200
 
 
