@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import logging
 import multiprocessing
 import os
 import resource
@@ -10,20 +11,26 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
 
 from api.settings import ApiSettings
 from cli.connections import server_options
 from cli.failures import read_settings
 from cli.leash import follow_parent
+from cli.listening import bound
 from cli.logs import LOG_LEVEL, write_logs
 from cli.options import log_level_option
 from cli.processes import StopRequested, kept_running, stop_signals
 from warehouse.settings import WarehouseSettings
 
+logger = logging.getLogger(__name__)
+
+APP = "cli.serve:app_from_environment"
 GRACEFUL_SECONDS = 10
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 # In memory: the counters are mapped files with holes, and a write into a hole ends the process
@@ -48,10 +55,15 @@ def app_from_environment() -> ASGIApp:
     return create_app(settings, WarehouseSettings())
 
 
+def address_family(host: str) -> int:
+    """Return the family of an address to listen on."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def refuse_taken_port(host: str, port: int) -> None:
     """Raise a failure that says so if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    # Without SO_REUSEPORT: nobody shares a port with another service by mistake.
+    with socket.socket(address_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -129,17 +141,30 @@ def serve(*, host: str, port: int, workers: int, log_level: str, has_no_courier:
             exported_metrics(api_settings, settings),
             kept_running(courier) if is_wanted else contextlib.nullcontext(),
         ):
-            uvicorn.run(
-                "cli.serve:app_from_environment",
-                factory=True,
+            _run(
                 host=host,
                 port=port,
                 workers=workers,
-                loop="uvloop",
                 log_level=log_level,
-                log_config=None,
                 access_log=log_level == "debug",
-                server_header=False,
-                timeout_graceful_shutdown=GRACEFUL_SECONDS,
                 **server_options(api_settings),
             )
+
+
+def _run(*, host: str, port: int, workers: int, **options: Any) -> None:
+    """Serve until a signal comes."""
+    options |= {
+        "factory": True,
+        "loop": "uvloop",
+        "log_config": None,
+        "server_header": False,
+        "timeout_graceful_shutdown": GRACEFUL_SECONDS,
+    }
+    if workers == 1:
+        uvicorn.run(APP, host=host, port=port, **options)
+        return
+    with bound(address_family(host), (host, port)) as held:
+        address = ":".join(map(str, held.getsockname()[:2]))
+        logger.info("%d workers serve on http://%s", workers, address)
+        config = uvicorn.Config(APP, host=host, port=port, workers=workers, **options)
+        Multiprocess(config, [held]).run()
