@@ -31,6 +31,12 @@ class State(TypedDict):
     service: Service
 
 
+def prepare_routes(app: FastAPI) -> None:
+    """Have FastAPI make its routes now: it would with the first request, which waits for it."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "", "root_path": "", "headers": []})
+
+
 def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> FastAPI:
     """Return the routes with their errors and their documentation. Opens nothing yet."""
 
@@ -44,6 +50,7 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             rates = Rates(warehouse_settings.leoma_home.absolute() / "run" / "rates")
             snapshots.open()
             media.open()
+            prepare_routes(app)
             try:
                 yield {"service": Service(settings, log, log, snapshots, media, rates, metrics)}
             finally:
