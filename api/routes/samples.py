@@ -37,11 +37,13 @@ router = APIRouter(prefix="/samples", tags=["samples"])
 Limit100 = Annotated[int, Query(ge=1, le=500)]
 
 
-def _answer(sample: StoredSample) -> dict[str, Any]:
+def _answer(
+    sample: Sample | StoredSample, seq: int, validator_hotkey: str, received_at_ms: int
+) -> dict[str, Any]:
     return {
-        "id": sample.seq,
+        "id": seq,
         "sample_id": sample.sample_id,
-        "validator_hotkey": sample.validator_hotkey,
+        "validator_hotkey": validator_hotkey,
         "miner_hotkey": sample.miner_hotkey,
         "prompt": sample.prompt,
         "s3_bucket": sample.s3_bucket,
@@ -49,39 +51,24 @@ def _answer(sample: StoredSample) -> dict[str, Any]:
         "passed": sample.passed,
         "confidence": sample.confidence,
         "reasoning": sample.reasoning,
-        "evaluated_at": iso8601(sample.received_at_ms),
+        "evaluated_at": iso8601(received_at_ms),
         "task_id": sample.task_id,
         "latency_ms": sample.latency_ms,
     }
 
 
+def _stored(samples: Sequence[StoredSample]) -> list[dict[str, Any]]:
+    return [_answer(one, one.seq, one.validator_hotkey, one.received_at_ms) for one in samples]
+
+
 def _answers(samples: Sequence[StoredSample]) -> Response:
-    return JsonResponse(orjson.dumps([_answer(sample) for sample in samples]))
-
-
-def _stored(sample: Sample, seq: int, received_at_ms: int, validator_hotkey: str) -> StoredSample:
-    return StoredSample(
-        seq=seq,
-        received_at_ms=received_at_ms,
-        validator_hotkey=validator_hotkey,
-        miner_hotkey=sample.miner_hotkey,
-        task_id=sample.task_id,
-        sample_id=sample.sample_id,
-        passed=sample.passed,
-        confidence=sample.confidence,
-        latency_ms=sample.latency_ms,
-        prompt=sample.prompt,
-        s3_bucket=sample.s3_bucket,
-        s3_prefix=sample.s3_prefix,
-        reasoning=sample.reasoning,
-        generated_artifacts=sample.generated_artifacts,
-    )
+    return JsonResponse(orjson.dumps(_stored(samples)))
 
 
 async def _append(
     parts: Service, request: SignedRequest, samples: list[Sample], judged: Evaluation | None
-) -> list[StoredSample]:
-    """Return the samples as stored, durably.
+) -> list[dict[str, Any]]:
+    """Return the answers about the samples as stored, durably.
 
     For a signature that was used before they are those of the submission that used it, so that a
     client that lost the answer gets it; 409 if that was another request than this one. A refused
@@ -90,16 +77,15 @@ async def _append(
     appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
     if not appended.is_replay:
         parts.metrics.samples.inc(len(samples))
-        first = appended.submission_seq + 1
         return [
-            _stored(sample, first + position, appended.received_at_ms, request.hotkey)
-            for position, sample in enumerate(samples)
+            _answer(sample, seq, request.hotkey, appended.received_at_ms)
+            for seq, sample in enumerate(samples, appended.submission_seq + 1)
         ]
     used_by = (appended.method, appended.path, appended.sample_count)
     if used_by == (request.method, request.path, len(samples)):
         stored = await run_in_threadpool(parts.reader.submission_samples, appended.submission_seq)
         if len(stored) == len(samples):
-            return stored
+            return _stored(stored)
     raise HTTPException(409, "this signature was already used for another request")
 
 
@@ -125,7 +111,7 @@ async def submit(request: ByValidator, parts: TheService) -> Response:
     given = sample.evaluation_signature
     judged = evaluation(request.hotkey, given, [sample]) if given else None
     stored = await _append(parts, request, [sample], judged)
-    return JsonResponse(orjson.dumps(_answer(stored[0])), headers=_verified_header(judged))
+    return JsonResponse(orjson.dumps(stored[0]), headers=_verified_header(judged))
 
 
 def _batch(body: bytes, samples_max: int) -> tuple[SampleBatch, list[Sample]]:
@@ -156,9 +142,8 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
     async with refusals_bind_admins(parts, request):
         batch, samples = _batch(request.body, parts.settings.samples_per_batch_max)
     judged = evaluation(request.hotkey, batch.signature, samples) if batch.signature else None
-    response = _answers(await _append(parts, request, samples, judged))
-    response.headers.update(_verified_header(judged))
-    return response
+    stored = await _append(parts, request, samples, judged)
+    return JsonResponse(orjson.dumps(stored), headers=_verified_header(judged))
 
 
 @router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
@@ -168,14 +153,20 @@ def newest(history: Samples, limit: Limit200 = 200) -> Response:
 
 
 def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
-    """Return the key of the task that a query names; 422 if it names none."""
+    """Return the key of the task that a query names; 400 if it names none that there can be."""
     if task_id is not None:
         return str(task_id)
     if not sample_id:
         problem = {"type": "missing", "loc": ("query", "sample_id"), "msg": "Field required"}
         raise RequestValidationError([problem])
     from_sample_id = task_id_of(sample_id)
-    return sample_id if from_sample_id is None else str(from_sample_id)
+    if from_sample_id is None:
+        return sample_id
+    if from_sample_id > INT63_MAX:
+        text = "A sample_id of digits must fit 63 bits"
+        problem = {"type": "sample_id", "loc": ("query", "sample_id"), "msg": text}
+        raise RequestValidationError([problem])
+    return str(from_sample_id)
 
 
 @router.get("/task", response_model=list[SampleResponse], responses=documented(400, 503))
