@@ -1,7 +1,12 @@
 """Fixtures for all packages: a home of its own for every test, and one S3 server for all."""
 
 import contextlib
+import os
+import random
+import re
 import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +15,43 @@ import pytest
 from tests.object_storage import DOMAIN, ObjectServer
 from warehouse.settings import WarehouseSettings
 
+SUMMED = {"requests over HTTP", "examples of properties"}
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """An empty LEOMA_HOME."""
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def is_torture() -> bool:
+    """Whether everything is tried, which takes minutes, or a short selection."""
+    return os.environ.get("LEOMA_TORTURE") == "1"
+
+
+@pytest.fixture
+def moments() -> random.Random:
+    """When to kill: other moments in each run, and the seed is told with a failure."""
+    seed = os.environ.get("LEOMA_KILL_SEED") or str(time.time_ns() % 1_000_000_007)
+    print(f"LEOMA_KILL_SEED={seed}")  # noqa: T201  (pytest shows it with a failure)
+    return random.Random(seed)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell the figures that tests have recorded."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and report.user_properties:
+            figures = ", ".join(f"{value:,} {name}" for name, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid}: {figures}")
+    # What many tests count is told as one sum.
+    sums: Counter[str] = Counter()
+    for report in terminalreporter.getreports(""):
+        if report.when == "teardown":
+            sums.update(dict(one for one in report.user_properties if one[0] in SUMMED))
+    for name, count in sums.items():
+        terminalreporter.write_line(f"{count:,} {name} in all")
 
 
 @pytest.fixture
@@ -64,3 +101,15 @@ def serving(warehouse_settings):
             return stack.enter_context(Server(settings, warehouse_settings))
 
         yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Note how many examples a property was tried with, where xdist's first process sees it."""
+    if call.when == "teardown":
+        said = getattr(item, "hypothesis_statistics", "")
+        counts = re.findall(r"(\d+) passing, (\d+) failing", said)
+        if counts:
+            tried = sum(int(count) for pair in counts for count in pair)
+            item.user_properties.append(("examples of properties", tried))
+    return (yield)

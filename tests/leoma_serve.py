@@ -24,13 +24,38 @@ def lasting_port():
             return port
 
 
+def spawned_by(pid):
+    """Return the processes below one that multiprocessing made: uvicorn's workers, Dagster's runs.
+
+    Dagster's runs start others, which look like them for a moment: these are not among them.
+    """
+    found = {}
+    for one in psutil.Process(pid).children(recursive=True):
+        # One that was killed just now may not be buried yet.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(one.cmdline()) and one.ppid() not in found:
+                found[one.pid] = one
+    return list(found.values())
+
+
+def running_in(home):
+    """Return all processes that have the home in their environment: whatever belongs to it."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if one.environ().get("LEOMA_HOME") == str(home):
+                found.append(one)
+    return found
+
+
 class LeomaServe:
     """Two workers in a process group of their own, on one port for all their lives."""
 
-    def __init__(self, home, workers=2, **settings):
+    def __init__(self, home, workers=2, log=None, **settings):
         self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.workers = workers
+        self.log = log  # a file for what it says; else it says it to ours
         self.environment = {**os.environ, "LEOMA_HOME": str(home), **settings}
         self.process = None
 
@@ -39,6 +64,7 @@ class LeomaServe:
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port), "--log-level", "error"],
             env=self.environment,
+            stderr=self.log,
             start_new_session=True,
         )
 
@@ -59,16 +85,18 @@ class LeomaServe:
         """Wait for every worker: each has opened the log before it opens the generation."""
         self.wait_until_ready()
         deadline = time.monotonic() + START_SECONDS_MAX
-        while self._with_generation() < self.workers:
+        while len(self.serving()) < self.workers:
             assert time.monotonic() < deadline, "not all workers started"
             time.sleep(0.05)
 
-    def _with_generation(self):
-        count = 0
+    def serving(self):
+        """Return the workers that have a generation open."""
+        found = []
         for one in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                count += any(file.path.endswith(".duckdb") for file in one.open_files())
-        return count
+                if any(file.path.endswith(".duckdb") for file in one.open_files()):
+                    found.append(one)
+        return found
 
     def kill(self):
         """End everything at once, as a power cut would."""

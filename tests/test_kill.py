@@ -1,193 +1,118 @@
-"""The API, or a worker, is killed in mid-ingest: what was acknowledged is there, once, whole."""
+"""The API, or a worker, is killed in mid-ingest: what was acknowledged is there, once, whole.
 
-import contextlib
-import itertools
+A few kills by default, a hundred of each kind where LEOMA_TORTURE=1.
+"""
+
 import json
-import random
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
+import pytest
 
 from tests.builders import hotkey, publish, sample_body, signed_headers
-from tests.leoma_serve import LeomaServe
+from tests.ledger import GIVE_UP_SECONDS, Audit, Crowd, Validator, tell
+from tests.leoma_serve import LeomaServe, spawned_by
 from warehouse.files import locked
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_schema import lock_path
 
-KILLS = 20
-WORKER_KILLS = 10
+# By default, and as torture.
+API_KILLS = {False: 8, True: 100}
+WORKER_KILLS = {False: 6, True: 100}
+ANSWERS_AFTER = 20
 VALIDATORS = ("v0", "v1", "v2", "v3")
-BATCH = 20
-GIVE_UP_SECONDS = 120
 
 
-class Validator(threading.Thread):
-    """Submits batch after batch; resends the same signed bytes until they are acknowledged."""
-
-    def __init__(self, name, url, acknowledged, stop):
-        super().__init__()
-        self.validator, self.url = name, url
-        self.acknowledged, self.stop = acknowledged, stop
-        self.ledger = {}
-
-    def run(self):
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=10) as http:
-            for task in itertools.count(1):
-                if self.stop.is_set():
-                    return
-                samples = [
-                    sample_body(task_id=task, miner_hotkey=hotkey(f"m{number}"), latency_ms=task)
-                    for number in range(BATCH)
-                ]
-                body = json.dumps({"samples": samples}).encode()
-                headers = signed_headers(
-                    self.validator, body, method="POST", path="/samples/batch", scheme=2
-                )
-                answer = self.insist(http, body, headers)
-                assert answer.status_code == 200, answer.text
-                self.ledger |= {row["id"]: (task, row["miner_hotkey"]) for row in answer.json()}
-                self.acknowledged.release()
-
-    @staticmethod
-    def insist(http, body, headers):
-        deadline = time.monotonic() + GIVE_UP_SECONDS
-        while True:
-            try:
-                return http.post("/samples/batch", content=body, headers=headers)
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, "the API did not come back"
-                time.sleep(0.02)
-
-
-def stored_votes(settings):
-    """All that a log holds; that it is whole is looked at as well."""
-    log = SqliteKeeper(settings)
-    try:
-        assert log.check() == []
-        return {
-            row.seq: (row.validator_hotkey, row.task_id, row.miner_hotkey)
-            for chunk in log.votes_between(0, log.head())
-            for row in chunk
-        }
-    finally:
-        log.close()
-
-
-def promised(validators):
-    """All that validators were told is stored."""
-    return {
-        seq: (hotkey(validator.validator), *sample)
-        for validator in validators
-        for seq, sample in validator.ledger.items()
-    }
-
-
-def test_twenty_kills_lose_nothing_double_nothing_tear_nothing(warehouse_settings):
+@pytest.fixture
+def api(warehouse_settings):
     publish(warehouse_settings, validators=[{"hotkey": hotkey(name)} for name in VALIDATORS])
-    api = LeomaServe(warehouse_settings.leoma_home)
-    acknowledged, stop = threading.Semaphore(0), threading.Event()
-    validators = [Validator(name, api.url, acknowledged, stop) for name in VALIDATORS]
-    moments = random.Random(7)
-    api.start()
+    serving = LeomaServe(warehouse_settings.leoma_home)
+    serving.start()
     try:
-        for validator in validators:
-            validator.start()
-        for _ in range(KILLS):
-            # In the middle of ingest: after some acknowledgements of this life, others on the way.
-            for _ in range(moments.randrange(1, 25)):
-                assert acknowledged.acquire(timeout=GIVE_UP_SECONDS)
+        yield serving
+    finally:
+        if serving.process.poll() is None:
+            serving.kill()
+
+
+@pytest.fixture
+def audit(warehouse_settings, api):
+    return Audit(warehouse_settings, [Validator(name, api.url) for name in VALIDATORS])
+
+
+def test_kills_of_the_api_lose_nothing_double_nothing_tear_nothing(
+    api, audit, moments, is_torture, record_property
+):
+    kills = API_KILLS[is_torture]
+    with Crowd(audit.validators) as crowd:
+        for _ in range(kills):
+            # In the middle of ingest: after some answers of this life, others on the way.
+            crowd.wait_for(moments.randrange(1, 25))
             time.sleep(moments.random() / 100)
             api.kill()
             api.start()
-        for _ in range(20):
-            assert acknowledged.acquire(timeout=GIVE_UP_SECONDS)
-    finally:
-        stop.set()
-        for validator in validators:
-            validator.join()
-        api.kill()
-
-    stored = stored_votes(warehouse_settings)
-    # Every request was acknowledged in the end, so the log holds exactly these and none twice.
-    assert stored == promised(validators)
-    assert len(set(stored.values())) == len(stored) >= (KILLS + 20) * BATCH
+            # What was on its way is answered by the next life.
+            with crowd.paused():
+                audit.look(are_all_answered=True)
+        crowd.wait_for(ANSWERS_AFTER)
+    api.kill()
+    audit.close()
+    tell(record_property, kills=kills, **audit.figures())
 
 
-def workers_of(api):
-    """The processes that hold the log open: uvicorn's workers."""
-    found = []
-    for one in psutil.Process(api.process.pid).children(recursive=True):
-        # One that was killed just now may not be buried yet.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(one.cmdline()):
-                found.append(one)
-    return found
-
-
-def test_one_worker_after_the_other_is_killed_and_the_service_goes_on(warehouse_settings):
-    publish(warehouse_settings, validators=[{"hotkey": hotkey(name)} for name in VALIDATORS])
-    api = LeomaServe(warehouse_settings.leoma_home)
-    acknowledged, stop = threading.Semaphore(0), threading.Event()
-    validators = [Validator(name, api.url, acknowledged, stop) for name in VALIDATORS]
-    moments = random.Random(11)
-    api.start()
-    try:
-        api.wait_until_ready()
-        for validator in validators:
-            validator.start()
-        for _ in range(WORKER_KILLS):
-            for _ in range(moments.randrange(1, 15)):
-                assert acknowledged.acquire(timeout=GIVE_UP_SECONDS)
+def test_one_worker_after_the_other_is_killed_and_the_service_goes_on(
+    api, audit, moments, is_torture, record_property
+):
+    kills = WORKER_KILLS[is_torture]
+    api.wait_until_ready()
+    with Crowd(audit.validators) as crowd:
+        for _ in range(kills):
+            crowd.wait_for(moments.randrange(1, 15))
+            time.sleep(moments.random() / 100)
             deadline = time.monotonic() + GIVE_UP_SECONDS
-            while not (workers := workers_of(api)):
+            while not (workers := spawned_by(api.process.pid)):
                 assert time.monotonic() < deadline, "no worker came back"
                 time.sleep(0.02)
             moments.choice(workers).kill()
-        for _ in range(20):
-            assert acknowledged.acquire(timeout=GIVE_UP_SECONDS)
+            with crowd.paused():
+                audit.look(are_all_answered=True)
+        crowd.wait_for(ANSWERS_AFTER)
         assert api.process.poll() is None
-    finally:
-        stop.set()
-        for validator in validators:
-            validator.join()
-        api.kill()
-    assert stored_votes(warehouse_settings) == promised(validators)
+    api.kill()
+    audit.close()
+    tell(record_property, kills=kills, **audit.figures())
 
 
-def test_sigterm_finishes_what_was_accepted(warehouse_settings):
-    publish(warehouse_settings, validators=[{"hotkey": hotkey("v0")}])
-    api = LeomaServe(warehouse_settings.leoma_home)
-    api.start()
-    try:
-        api.wait_until_ready()
-        body = json.dumps({"samples": [sample_body()]}).encode()
-        headers = signed_headers("v0", body, method="POST", path="/samples/batch", scheme=2)
-        with (
-            ThreadPoolExecutor(1) as pool,
-            httpx.Client(base_url=api.url, trust_env=False, timeout=30) as http,
-        ):
-            with locked(lock_path(warehouse_settings.log_path), 30):
-                answer = pool.submit(http.post, "/samples/batch", content=body, headers=headers)
-                # It is under way once a worker has opened the lock that we hold.
-                wait_until_another_waits(lock_path(warehouse_settings.log_path), api)
-                api.process.terminate()
-                time.sleep(0.2)  # the signal is there before the lock is free
-            assert answer.result(30).status_code == 200
-            (row,) = answer.result().json()
-        assert api.process.wait(30) == 0
-    finally:
-        if api.process.poll() is None:
-            api.kill()
-    assert list(stored_votes(warehouse_settings)) == [row["id"]]
+def test_sigterm_finishes_what_was_accepted(api, warehouse_settings):
+    api.wait_until_ready()
+    body = json.dumps({"samples": [sample_body()]}).encode()
+    headers = signed_headers("v0", body, method="POST", path="/samples/batch", scheme=2)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=api.url, trust_env=False, timeout=30) as http,
+    ):
+        with locked(lock_path(warehouse_settings.log_path), 30):
+            answer = pool.submit(http.post, "/samples/batch", content=body, headers=headers)
+            # It is under way once a worker has opened the lock that we hold.
+            wait_until_another_waits(lock_path(warehouse_settings.log_path), api)
+            api.process.terminate()
+            time.sleep(0.2)  # the signal is there before the lock is free
+        assert answer.result(30).status_code == 200
+        (row,) = answer.result().json()
+    assert api.process.wait(30) == 0
+    log = SqliteKeeper(warehouse_settings)
+    assert [vote.seq for votes in log.votes_between(0, log.head()) for vote in votes] == [row["id"]]
+    assert log.check() == []
+    log.close()
 
 
 def wait_until_another_waits(path, api):
     deadline = time.monotonic() + GIVE_UP_SECONDS
     while not any(
-        str(path) == one.path for worker in workers_of(api) for one in worker.open_files()
+        str(path) == one.path
+        for worker in spawned_by(api.process.pid)
+        for one in worker.open_files()
     ):
         assert time.monotonic() < deadline, "nobody waits for the lock"
         time.sleep(0.01)

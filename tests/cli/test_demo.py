@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.processes import free_port
+from tests.leoma_serve import running_in
 from warehouse.generation import Generations, open_generation
 from warehouse.settings import WarehouseSettings
 
@@ -44,17 +45,4 @@ def test_the_demo_ends_with_checked_weights_and_leaves_nothing_running(tmp_path,
     assert json.loads((home / "demo" / "tasks.json").read_text()) == [
         {"first": 1, "last": 12, "is_played": True}
     ]
-    # Whatever belonged to it had the home in its environment.
-    running = [
-        path.parent.name
-        for path in Path("/proc").glob("[0-9]*/environ")
-        if f"LEOMA_HOME={home}".encode() in readable(path)
-    ]
-    assert running == []
-
-
-def readable(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    assert running_in(home) == []
