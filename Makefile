@@ -42,8 +42,9 @@ fuzz: $(DEV) ## Send hundreds of thousands of requests that nobody should, try e
 		tests/api/test_findings.py tests/api/test_codecs.py tests/warehouse/test_codecs.py \
 		tests/pipelines/test_codecs.py tests/pipelines/test_rule_properties.py $(PYTEST_FLAGS)
 
-bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n for fewer)
-	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) $(BENCH_FLAGS)
+bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n, COMPARE=results.json)
+	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) \
+		$(if $(COMPARE),--compare $(COMPARE)) $(BENCH_FLAGS)
 
 soak: $(DEV) ## Load the whole service for half an hour: nothing may grow, fail or be lost (SOAK_FLAGS)
 	@exec $(BIN)/python -m tests.bench.soak --picture docs/soak.svg $(SOAK_FLAGS)

@@ -130,7 +130,7 @@ def signed_batch(
     digest = evaluation_payload([evaluation_entry(entry) for entry in entries])
     judged = Evaluation(key.sign(digest).hex(), is_verified=True)
     body = json.dumps({"signature": judged.signature, "samples": entries}).encode()
-    request = _signed(key, "/samples/batch", body, now_unix)
+    request = signed(key, "POST", "/samples/batch", body, now_unix)
     return request, [_sample(entry) for entry in entries], judged
 
 
@@ -145,13 +145,14 @@ def headers(request: SignedRequest) -> dict[str, str]:
     }
 
 
-def _signed(key: Keypair, path: str, body: bytes, now_unix: int) -> SignedRequest:
+def signed(key: Keypair, method: str, path: str, body: bytes, now_unix: int) -> SignedRequest:
+    """Return a request as somebody signs it."""
     timestamp, nonce = str(now_unix), random.randbytes(16).hex()
     message = signed_message(
-        scheme=2, method="POST", path=path, body=body, timestamp=timestamp, nonce=nonce
+        scheme=2, method=method, path=path, body=body, timestamp=timestamp, nonce=nonce
     )
     signature = key.sign(message)
-    return SignedRequest(key.ss58_address, signature, 2, timestamp, nonce, "POST", path, body)
+    return SignedRequest(key.ss58_address, signature, 2, timestamp, nonce, method, path, body)
 
 
 def _sample(entry: dict[str, Any]) -> Sample:
@@ -162,7 +163,8 @@ def _sample(entry: dict[str, Any]) -> Sample:
 def announce(log: SqliteLog, task_id: int, now_unix: int) -> None:
     """Announce a task as the admin."""
     body = json.dumps({"task_id": task_id}).encode()
-    log.announce_task(_signed(keypair("admin"), "/tasks", body, now_unix), task_id).result(60)
+    request = signed(keypair("admin"), "POST", "/tasks", body, now_unix)
+    log.announce_task(request, task_id).result(60)
 
 
 def append_tasks(log: SqliteLog, tasks: range, now_unix: int) -> Iterator[int]:

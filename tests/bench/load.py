@@ -1,8 +1,9 @@
 """The load generator, a process of its own: `python -m tests.bench.load PLAN`.
 
-PLAN is a JSON file: {"port", "connections", "begin_unix", "seconds"} and either "get" (a path) or
-"requests" (a file of framed requests, each sent once). Sockets are kept alive, one request is under
-way on each. Prints one JSON object: requests, failures, begun and ended (Unix), latencies.
+PLAN is a JSON file: {"port", "connections", "begin_unix", "seconds"} and one of "get" (a path, with
+"headers"), "requests" (a file of framed requests, each sent once) and "cycle" (such a file, over
+and over). Sockets are kept alive, one request is under way on each. Prints one JSON object:
+requests, failures, begun and ended (Unix), latencies.
 """
 
 import asyncio
@@ -11,15 +12,25 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Iterator, Mapping
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any, cast
 
 import uvloop
 
-OK = b"HTTP/1.1 200"
+OK, NOT_MODIFIED = b"HTTP/1.1 200", b"HTTP/1.1 304"
 FRAME = struct.Struct("<I")
+
+
+def framed(method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """Return a request as it goes over the wire."""
+    if body:
+        headers = {
+            **headers, "Content-Type": "application/json", "Content-Length": str(len(body))
+        }  # fmt: skip
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{head}\r\n".encode() + body
 
 
 def write_frames(path: Path, requests: list[bytes]) -> None:
@@ -74,10 +85,12 @@ class Connection(asyncio.Protocol):
             head, end, body = bytes(self._received).partition(b"\r\n\r\n")
             if not end:
                 return
-            if not head.startswith(OK):
+            if not head.startswith((OK, NOT_MODIFIED)):
                 self.failures.append((head.partition(b"\r\n")[0] + b" " + body[:200]).decode())
-            at = head.lower().index(b"content-length:") + 15
-            self._missing = int(head[at:].partition(b"\r\n")[0]) - len(body)
+            self._missing = -len(body)
+            if not head.startswith(NOT_MODIFIED):
+                at = head.lower().index(b"content-length:") + 15
+                self._missing += int(head[at:].partition(b"\r\n")[0])
             self._received.clear()
         if self._missing == 0:
             self._latencies.append(time.perf_counter_ns() - self._sent_ns)
@@ -93,7 +106,9 @@ async def run(plan: dict[str, Any]) -> dict[str, Any]:
     """Play a plan; return what it measured."""
     requests: Iterator[bytes]
     if "get" in plan:
-        requests = repeat(f"GET {plan['get']} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        requests = repeat(framed("GET", plan["get"], plan.get("headers", {})))
+    elif "cycle" in plan:
+        requests = cycle(read_frames(Path(plan["cycle"])))
     else:
         requests = iter(read_frames(Path(plan["requests"])))
     loop = asyncio.get_running_loop()
@@ -119,7 +134,7 @@ async def run(plan: dict[str, Any]) -> dict[str, Any]:
         "requests": len(ordered),
         "failures": len(failures),
         "first_failure": failures[0] if failures else None,
-        "unsent": 0 if "get" in plan else sum(1 for _ in requests),
+        "unsent": sum(1 for _ in requests) if "requests" in plan else 0,
         "begun": begun,
         "ended": ended,
         "p50_ms": ordered[len(ordered) // 2] / 1e6 if ordered else None,

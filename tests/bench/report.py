@@ -30,7 +30,7 @@ class Figure:
     """One measured value: the median of `values`, its unit, and the target that it must meet.
 
     `limit` is what the machine does without the service, in the same run; `is_rate` says that more
-    is better.
+    is better. `ratio_target` is the part of the limit that must be reached.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Figure:
     limit: float | None = None
     limit_name: str = ""
     note: str = ""
+    ratio_target: float | None = None
 
     @property
     def median(self) -> float:
@@ -52,10 +53,24 @@ class Figure:
             return None
         return self.median >= self.target if self.is_rate else self.median <= self.target
 
-    def ratio_line(self) -> str | None:
-        if not self.limit:
+    @property
+    def ratio(self) -> float | None:
+        return self.median / self.limit if self.limit else None
+
+    @property
+    def is_ratio_met(self) -> bool | None:
+        if self.ratio_target is None or self.ratio is None:
             return None
-        return f"  {self.name:<34} {self.median / self.limit:6.2f} of {self.limit_name}"
+        return self.ratio >= self.ratio_target
+
+    def ratio_line(self) -> str | None:
+        if self.ratio is None:
+            return None
+        line = f"  {self.name:<34} {self.ratio:6.2f} of {self.limit_name}"
+        if self.ratio_target is not None:
+            outcome = "met" if self.is_ratio_met else "MISSED"
+            line += f"  target >= {self.ratio_target:g}: {outcome}"
+        return line
 
     def line(self) -> str:
         spread = f"{number(min(self.values))} to {number(max(self.values))}"
@@ -74,8 +89,12 @@ class Figure:
             "values": list(self.values),
             "target": self.target,
             "is_met": self.is_met,
+            "is_rate": self.is_rate,
             "limit": self.limit,
             "limit_name": self.limit_name or None,
+            "ratio": self.ratio,
+            "ratio_target": self.ratio_target,
+            "is_ratio_met": self.is_ratio_met,
         }
 
 
@@ -107,8 +126,13 @@ def machine() -> dict[str, Any]:
 def text(figures: Sequence[Figure], surroundings: dict[str, Any], samples: int) -> str:
     """Return the whole report."""
     ratios = [line for figure in figures if (line := figure.ratio_line())]
-    judged = [figure for figure in figures if figure.is_met is not None]
-    met = sum(bool(figure.is_met) for figure in judged)
+    judged = [
+        outcome
+        for figure in figures
+        for outcome in (figure.is_met, figure.is_ratio_met)
+        if outcome is not None
+    ]
+    met = sum(judged)
     facts = ", ".join(f"{name} {value}" for name, value in surroundings.items())
     return "\n".join(
         [
@@ -121,3 +145,33 @@ def text(figures: Sequence[Figure], surroundings: dict[str, Any], samples: int) 
             f"Machine: {facts}",
         ]
     )
+
+
+def moved(earlier: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
+    """Say which figures moved: whose values do not overlap those of an earlier run.
+
+    A figure with a limit is compared as a ratio to it, since another day's machine is another one.
+    """
+    before = {figure["name"]: figure for figure in earlier}
+    lines = []
+    for figure in now:
+        was = before.get(figure["name"])
+        if was is None:
+            continue
+        (old_low, old_high), (low, high) = _span(was), _span(figure)
+        if low <= old_high and old_low <= high:
+            continue
+        is_better = (low > old_high) == figure.get("is_rate", True)
+        unit = "of its limit" if figure["limit"] and was["limit"] else figure["unit"]
+        lines.append(
+            f"  {figure['name']:<34} {'better' if is_better else 'WORSE'}: "
+            f"{number(old_low)} to {number(old_high)}, now {number(low)} to {number(high)} {unit}"
+        )
+    title = "\nMoved since the other run (values that do not overlap):"
+    return "\n".join([title, *(lines or ["  nothing"])])
+
+
+def _span(figure: dict[str, Any]) -> tuple[float, float]:
+    divisor = figure["limit"] or 1
+    values = [value / divisor for value in figure["values"]]
+    return min(values), max(values)

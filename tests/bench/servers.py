@@ -17,13 +17,14 @@ import psutil
 
 from cli.processes import Child, Processes, free_port
 from tests.bench import history
-from tests.bench.load import write_frames
+from tests.bench.load import framed, write_frames
 
 CONNECTIONS = 32
 WARM_SECONDS, ROUND_SECONDS, ROUNDS = 1.0, 3.0, 5
 START_SECONDS_MAX = 60.0
 LOADERS = 2
-READ_PATHS = ("/weights", "/scores/rank")
+READ_PATHS = ("/weights", "/scores/rank", "/scores", "/scores/stats", "/miners/list")
+NOT_MODIFIED = "/weights, not modified"
 
 
 class BenchError(Exception):
@@ -83,10 +84,12 @@ class Bench:
             max(result["p99_ms"] for result in results),
         )
 
-    def gets(self, port: int, path: str, seconds: float) -> Load:
+    def gets(
+        self, port: int, path: str, seconds: float, headers: Mapping[str, str] | None = None
+    ) -> Load:
         """GET a path as fast as one load process can."""
         plan = {"port": port, "connections": CONNECTIONS, "seconds": seconds, "get": path}
-        return self.load([plan])
+        return self.load([{**plan, "headers": headers or {}}])
 
 
 class Memory:
@@ -179,7 +182,18 @@ def measure_reads(logs: Path, environment: Mapping[str, str], scratch: Path) -> 
                     for _ in range(ROUNDS):
                         for kind, port in ports.items():
                             found[path][kind].append(bare.gets(port, path, ROUND_SECONDS))
+                known = {"If-None-Match": _etag(ports["api"])}
+                found[NOT_MODIFIED] = {"bare": found[READ_PATHS[0]]["bare"]}
+                found[NOT_MODIFIED]["api"] = [
+                    bare.gets(ports["api"], READ_PATHS[0], ROUND_SECONDS, known)
+                    for _ in range(ROUNDS)
+                ]
     return {"rates": found, "rss_mb": memory.rss_mb}
+
+
+def _etag(port: int) -> str:
+    url = f"http://127.0.0.1:{port}{READ_PATHS[0]}"
+    return httpx.get(url, trust_env=False).headers["ETag"]
 
 
 def _answers(port: int) -> bool:
@@ -226,16 +240,12 @@ def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]
     for task_id in tasks:
         for validator in range(history.VALIDATORS):
             signed, *_ = history.signed_batch(validator, task_id, now_unix)
-            head = "".join(
-                f"{name}: {value}\r\n" for name, value in history.headers(signed).items()
-            )
-            requests.append(
-                (
-                    f"POST {signed.path} HTTP/1.1\r\nHost: bench\r\n{head}"
-                    f"Content-Type: application/json\r\nContent-Length: {len(signed.body)}\r\n\r\n"
-                ).encode()
-                + signed.body
-            )
+            requests.append(framed("POST", signed.path, history.headers(signed), signed.body))
+    return sending(scratch, port, requests)
+
+
+def sending(scratch: Path, port: int, requests: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return the plans of all load processes to send these requests, each once."""
     plans = []
     for number in range(LOADERS):
         path = scratch / f"requests-{number}"

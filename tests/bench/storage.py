@@ -20,7 +20,7 @@ from substrateinterface import Keypair
 from api.uploader import result_key
 from cli.processes import Processes, free_port
 from tests.bench import history
-from tests.bench.load import write_frames
+from tests.bench.load import framed, write_frames
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES, grow
 from tests.bench.servers import Bench, BenchError, api_arguments, materialisations
@@ -159,12 +159,9 @@ def said(chance: random.Random, number: int, size: int, task_id: int) -> Said:
         path, document = "/samples", {**samples[0], "evaluation_signature": signature}
     else:
         path, document = "/samples/batch", {"signature": signature, "samples": samples}
-    signed = history._signed(key, path, json.dumps(document).encode(), int(time.time()))
-    head = "".join(f"{name}: {value}\r\n" for name, value in history.headers(signed).items())
-    request = (
-        f"POST {path} HTTP/1.1\r\nHost: bench\r\n{head}Content-Type: application/json\r\n"
-        f"Content-Length: {len(signed.body)}\r\n\r\n"
-    ).encode() + signed.body
+    body = json.dumps(document).encode()
+    signed = history.signed(key, "POST", path, body, int(time.time()))
+    request = framed("POST", path, history.headers(signed), body)
     content = json.dumps({"signature": signature, "data": entries}).encode()
     return Said(result_key(task_id, key.ss58_address), content, request)
 
