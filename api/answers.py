@@ -226,7 +226,8 @@ def contract(request: str) -> Iterator[None]:
     """Turn what goes wrong while an answer is read into `MalformedAnswerError`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    # Overflow: JSON's 1e999 is infinite. Recursion: it may nest without an end.
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MalformedAnswerError(
             f"{request} was answered with something else than the contract says: {error!r}"
         ) from error
@@ -242,7 +243,7 @@ def error_detail(response: httpx.Response) -> Any:
     """Return the `detail` of an error, or the start of whatever was answered instead."""
     try:
         return response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return response.text[:200] or response.reason_phrase
 
 

@@ -2,9 +2,12 @@
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
 UNIX_SECONDS = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -32,14 +35,12 @@ def parse_instant_ms(text: str) -> int:
     Raises `ValueError` for anything else.
     """
     if UNIX_SECONDS.fullmatch(text):
-        return int(float(text) * 1000)
+        return int(Decimal(text) * 1000)
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         # A `+` that was not percent-encoded arrives as a space.
         parsed = datetime.fromisoformat(text.replace(" ", "+"))
     aware = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    try:
-        return int(aware.timestamp() * 1000)
-    except OverflowError as error:
-        raise ValueError("the instant is out of range") from error
+    # Exact: as a float many an instant is the millisecond before.
+    return (aware - EPOCH) // MILLISECOND

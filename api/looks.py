@@ -22,6 +22,6 @@ def answered_at_ms(settings: WarehouseSettings) -> int:
     """Return when the bucket answered last (UTC ms), 0 if that is not known."""
     try:
         noted = json.loads((settings.warehouse_path / NAME).read_bytes())["answered_at_ms"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return noted if isinstance(noted, int) else 0

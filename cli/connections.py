@@ -21,15 +21,40 @@ class HeadTooLargeError(Exception):
     """A head, or what follows a body in chunks, is larger than allowed."""
 
 
+class QuietTransport:
+    """A transport to which nothing is written once it is closing.
+
+    uvicorn tells only the newest of several requests on a connection that nobody is there any more,
+    and that one late: the answer of another would be an error, with a traceback in the log, which
+    anybody could have as often as it likes.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        # At hand, as each answer asks.
+        self._write = transport.write
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the transport in everything else."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, or let go."""
+        if not self.is_closing():
+            self._write(data)
+
+
 class BoundedConnection(HttpToolsProtocol):
     """An HTTP/1.1 connection that cannot be held open, or filled, by saying or reading little."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; close at once where there are too many already."""
-        super().connection_made(transport)
+        super().connection_made(QuietTransport(transport))  # type: ignore[arg-type]
         self._settings: ApiSettings = self.app_state["service"].settings
         self._is_in_head = True
         self._is_head_too_large = False
+        self._refused: str | None = None
         self._chunk_bytes = self._wire_bytes = self._head_bytes = 0
         self._wire_bytes_max = (
             self._settings.header_bytes_max
@@ -98,11 +123,19 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Await the next request, or see to it that the connection ends."""
         super().on_response_complete()
+        if self._refused is not None and not self.transport.is_closing():
+            self.send_400_response(self._refused)
         if self.transport.is_closing():
             self._await_taking(self._settings.keep_alive_seconds)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or too large a head."""
+        if self._awaits_answer():
+            # Not now: it would pass for the answer to a request before, by which something may be
+            # stored. Nothing more is read meanwhile, since nobody counts it.
+            self._refused = msg
+            self.flow.pause_reading()
+            return
         if not self._is_head_too_large:
             super().send_400_response(msg)
         else:
@@ -135,6 +168,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._head_bytes > self._settings.header_bytes_max:
             self._is_head_too_large = True
             raise HeadTooLargeError
+
+    def _awaits_answer(self) -> bool:
+        """Tell whether a request that came whole is not answered yet."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
 
     def _is_idle(self) -> bool:
         """Tell whether nothing is under way, and nothing waits for the connection to go on.

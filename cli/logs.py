@@ -36,7 +36,12 @@ def write_logs(form: Literal["text", "json"], level: str) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=True),
         ]
     else:
-        last += [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
+        # Its own choice, where `rich` is installed, shows every local variable, bodies, signatures
+        # and settings, and the event loop stands still for seconds meanwhile.
+        plain = structlog.dev.plain_traceback
+        last += [
+            structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, exception_formatter=plain)
+        ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last)

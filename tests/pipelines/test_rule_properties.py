@@ -5,7 +5,7 @@ from dataclasses import asdict
 from fractions import Fraction
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.frames import violations
@@ -19,6 +19,7 @@ from tests.pipelines.rule_builders import (
     validators_of,
 )
 from tests.pipelines.rule_reference import reference
+from tests.properties import tried
 from warehouse.tables import MINER_SCORES, RANKS, SCORES, VERDICTS, WEIGHTS
 
 MINER_HOTKEYS = ["Ma", "Mb", "Mc", "Md", "Me"]
@@ -31,8 +32,8 @@ THRESHOLDS = st.sampled_from(
     [Fraction(0), Fraction(1, 20), Fraction(1, 3), Fraction(1, 2), Fraction(4, 5), Fraction(1)]
 )
 
-thorough = settings(deadline=None, max_examples=200)
-brief = settings(deadline=None, max_examples=60)
+thorough = tried(200, 2_000)
+brief = tried(60, 800)
 
 
 @st.composite
@@ -226,3 +227,92 @@ def test_a_large_log_gives_the_same_tables_in_any_order():
     expected = reference(samples, validators.to_dicts(), miners.to_dicts(), None, DEFAULT)
     assert made.verdicts.to_dicts() == expected["verdicts"]
     assert made.ranks.to_dicts() == expected["ranks"]
+
+
+@brief
+@given(subnets(), logs, st.randoms(use_true_random=False))
+def test_votes_about_a_miner_that_cannot_win_change_nothing_for_the_others(
+    subnet, requests, shuffler
+):
+    """Whoever is invalid or no miner at all: what is said of it is nobody else's figure."""
+    valid = set(subnet["miners"].filter("is_valid")["hotkey"])
+    others = [
+        {**sample, "miner_hotkey": hotkey, "is_passed": shuffler.random() < 0.5}
+        for request in requests
+        for sample in request
+        for hotkey in JUDGED_HOTKEYS
+        if hotkey not in valid and shuffler.random() < 0.1
+    ]
+
+    once = tables_of(log_of(*numbered(requests)), **subnet)
+    again = tables_of(log_of(*numbered([*requests, others])), **subnet)
+
+    # They are about tasks that were judged already, by who judged them.
+    assert once.window == again.window
+    is_valid = pl.col("miner_hotkey").is_in(list(valid))
+    assert once.verdicts.filter(is_valid).equals(again.verdicts.filter(is_valid))
+    assert once.scores.equals(again.scores)
+    assert once.miner_scores.equals(again.miner_scores)
+    assert once.ranks.equals(again.ranks)
+    assert once.weights.equals(again.weights)
+    assert once.outcome == again.outcome
+
+
+@brief
+@given(subnets(), logs, st.sampled_from([2, 3, 7]))
+def test_the_unit_of_stake_changes_no_outcome(subnet, requests, factor):
+    """Only shares of the stake count, so that all of it may grow at once."""
+    small = subnet["validators"].with_columns(pl.col("stake_rao").clip(upper_bound=10**9))
+    large = small.with_columns(pl.col("stake_rao") * factor)
+    log = log_of(*numbered(requests))
+
+    once = tables_of(log, **{**subnet, "validators": small})
+    again = tables_of(log, **{**subnet, "validators": large})
+
+    sums = ["stake_passed_rao", "stake_total_rao"]
+    assert_equal_tables(once, again, but_for=sums)
+
+
+@brief
+@given(subnets(), logs)
+def test_votes_of_who_has_left_decide_nothing(subnet, requests):
+    """They count as looks at a task; who passed is for those with stake to say."""
+    gone = {"V3", "V4"}
+    turned = [
+        [
+            {**sample, "is_passed": not sample["is_passed"]}
+            if sample["validator_hotkey"] in gone
+            else sample
+            for sample in request
+        ]
+        for request in requests
+    ]
+
+    once = tables_of(log_of(*numbered(requests)), **subnet)
+    again = tables_of(log_of(*numbered(turned)), **subnet)
+
+    assert_equal_tables(once, again)
+
+
+@brief
+@given(subnets(), logs)
+def test_the_same_log_gives_the_same_tables(subnet, requests):
+    log = log_of(*numbered(requests))
+    assert_equal_tables(tables_of(log, **subnet), tables_of(log, **subnet))
+
+
+@brief
+@given(subnets(), logs)
+def test_who_wins_is_valid_eligible_and_alone(subnet, requests):
+    made = tables_of(log_of(*numbered(requests)), **subnet)
+    paid = made.weights.filter(pl.col("weight") > 0)
+    assert paid.height == (made.outcome.winner_hotkey is not None)
+    if made.outcome.winner_hotkey is None:
+        assert (made.outcome.winner_uid, bool(made.outcome.burn_reason)) == (0, True)
+        return
+    row = subnet["miners"].filter(pl.col("hotkey") == made.outcome.winner_hotkey).to_dicts()
+    assert [(one["uid"], one["is_valid"]) for one in row] == [(made.outcome.winner_uid, True)]
+    # A better pass rate beats it only where its owner may not win.
+    (winner,) = made.ranks.filter(pl.col("rank") == 1).to_dicts()
+    assert winner["is_eligible"]
+    assert paid["miner_hotkey"].to_list() == [winner["miner_hotkey"]]
