@@ -3,6 +3,7 @@
 HTTPException            raised where the status is known; FastAPI answers it
 RequestValidationError   422, without the input
 NotReadyError            503: no generation has been published yet
+GenerationError          503: the tables cannot be read
 BodyTooLargeError        413
 BodiesFullError          503: other bodies fill what a worker may hold
 TooManyRequestsError     429
@@ -20,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
 
 from api.models import ErrorResponse, ValidationErrorResponse
+from warehouse.generation import GenerationError
 from warehouse.log import (
     LogBusyError,
     LogError,
@@ -140,6 +142,15 @@ def log_error_response(error: LogError, retry_after_seconds: int) -> JsonRespons
     return error_response(503, detail, {"Retry-After": str(retry_after_seconds)})
 
 
+def tables_error_response(error: Exception, retry_after_seconds: int) -> JsonResponse:
+    """Answer that the tables are not there, or cannot be read."""
+    what = "no generation has been published yet, so this is not known"
+    if isinstance(error, GenerationError):
+        logger.error("%s", error)
+        what = "the tables cannot be read now"
+    return error_response(503, f"{what}; try again", {"Retry-After": str(retry_after_seconds)})
+
+
 def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
     """Give every kind of failure its answer."""
 
@@ -152,12 +163,8 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
             return error_response(400, "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in amiss))
         return error_response(422, problems)
 
-    async def not_ready(_request: Request, _error: Exception) -> Response:
-        return error_response(
-            503,
-            "no generation has been published yet, so this is not known; try again",
-            {"Retry-After": str(retry_after_seconds)},
-        )
+    async def no_tables(_request: Request, error: Exception) -> Response:
+        return tables_error_response(error, retry_after_seconds)
 
     async def too_large(_request: Request, error: Exception) -> Response:
         return error_response(413, str(error))
@@ -180,7 +187,8 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
         return error_response(500, "Internal Server Error")
 
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(NotReadyError, not_ready)
+    app.add_exception_handler(NotReadyError, no_tables)
+    app.add_exception_handler(GenerationError, no_tables)
     app.add_exception_handler(BodyTooLargeError, too_large)
     app.add_exception_handler(BodiesFullError, limited)
     app.add_exception_handler(TooManyRequestsError, limited)

@@ -17,7 +17,15 @@ from api import rendering
 from api.caching import RenderedAnswers
 from api.errors import NotReadyError
 from api.settings import ApiSettings
-from warehouse.generation import Generation, Generations, archived_files, open_generation
+from warehouse.generation import (
+    Generation,
+    GenerationError,
+    Generations,
+    archived_files,
+    open_generation,
+)
+
+REMEDY = "`leoma materialize` makes a new one"
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +46,8 @@ class Snapshot:
     def __init__(self, generation: Generation) -> None:
         # Never closed by hand: requests may still read. It closes with the last reference.
         self._connection = connection = open_generation(generation)
+        self._path, self._size = generation.path, generation.path.stat().st_size
+        self._damage: str | None = None
         row = rendering.generation_row(connection)
         if row["snapshot_id"] != generation.snapshot_id:
             raise ValueError(f"the file of {generation.snapshot_id} holds {row['snapshot_id']}")
@@ -94,9 +104,28 @@ class Snapshot:
     def render(
         self, question: Callable[[duckdb.DuckDBPyConnection, str], bytes], hotkey: str
     ) -> bytes:
-        """Answer a question about one hotkey, on a cursor of its own."""
-        with self._connection.cursor() as cursor:
-            return question(cursor, hotkey)
+        """Answer a question about one hotkey, on a cursor of its own.
+
+        Raises `GenerationError` where the file is not what it was.
+        """
+        try:
+            with self._connection.cursor() as cursor:
+                return question(cursor, hotkey)
+        except duckdb.ProgrammingError:
+            raise
+        except duckdb.Error as error:
+            self._damage = str(error)
+            raise GenerationError(f"{self._path} cannot be read: {error}") from error
+
+    def problem(self) -> str | None:
+        """Return what became of the file since it was opened, None for nothing that shows."""
+        try:
+            size = self._path.stat().st_size
+        except OSError as error:
+            return f"the file of the current generation cannot be found: {error}; {REMEDY}"
+        if size != self._size:
+            return f"{self._path} has {size} bytes instead of {self._size}; {REMEDY}"
+        return f"{self._path} is damaged: {self._damage}; {REMEDY}" if self._damage else None
 
 
 class Snapshots:
@@ -130,10 +159,10 @@ class Snapshots:
         """Return the newest generation that could be loaded.
 
         Raises `NotReadyError` before the first: nothing is known then, and that is not the same as
-        an empty answer.
+        an empty answer; `GenerationError` where there is one that could not be loaded.
         """
         if self._latest is None:
-            raise NotReadyError
+            raise GenerationError(self.problem) if self.problem else NotReadyError
         return self._latest
 
     def refresh(self) -> None:
@@ -143,13 +172,13 @@ class Snapshots:
             if generation is None:
                 problem = "the pointer to the current generation is gone" if self._latest else None
             elif self._latest and self._latest.snapshot_id == generation.snapshot_id:
-                problem = None
+                problem = self._latest.problem()
             else:
                 self._latest = Snapshot(generation)
                 problem = None
                 logger.info("serving generation %s", generation.snapshot_id)
         except Exception as error:  # noqa: BLE001  (whatever is wrong, the last good one stays)
-            problem = f"the current generation cannot be loaded: {error}"
+            problem = f"the current generation cannot be loaded: {error}; {REMEDY}"
         if problem and problem != self.problem:
             logger.error("%s", problem)
         self.problem = problem

@@ -18,6 +18,7 @@ import polars as pl
 
 from pipelines.frames import violations
 from pipelines.metagraph import Metagraph, MetagraphError
+from warehouse.clock import is_ahead
 from warehouse.files import locked, make_directory, write_durably
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import NEURONS
@@ -65,7 +66,9 @@ class ChainSnapshots:
         with locked(self.directory / "lock", self._lock_seconds_max):
             # Not the file itself: a damaged one must not keep the next from taking its place.
             last = self._pointed()
-            if last and synced_at_ms < last["synced_at_ms"]:
+            # After the clock was set back the block alone says which is later.
+            last_at_ms = last["synced_at_ms"] if last else 0
+            if synced_at_ms < last_at_ms and not is_ahead(last_at_ms):
                 raise MetagraphError("a metagraph that was read later is in force already")
             _refuse_regress(last, metagraph.genesis_hash, metagraph.block, chain_genesis)
             name = self._write(metagraph)

@@ -11,6 +11,7 @@ from pipelines.bucketing import archive_into_bucket, retain_in_bucket
 from pipelines.resources import Stores, asset
 from warehouse import export
 from warehouse.archive import ArchiveError
+from warehouse.files import remove_leftovers
 from warehouse.generation import open_generation
 
 DAY_MS = 86_400_000
@@ -48,6 +49,7 @@ def compacted_archive(stores: StoresParam) -> dg.MaterializeResult:
 def retention(stores: StoresParam) -> dg.MaterializeResult:
     removed, named = stores.generations.retain()
     files = stores.archive.remove_unnamed(named)
+    leftovers = remove_leftovers(stores.warehouse.warehouse_path)
     if stores.warehouse.log_retention_days:
         # The log lets go only of what would survive this machine, too.
         archive_into_bucket(stores, stores.settings.netuid)
@@ -57,6 +59,7 @@ def retention(stores: StoresParam) -> dg.MaterializeResult:
         metadata={
             "generations_removed": removed,
             "archive_files_removed": files,
+            "leftovers_removed": leftovers,
             "records_dropped_from_log": dropped,
             **retain_in_bucket(stores),
         },

@@ -76,6 +76,8 @@ class Manifest:
     def from_json(cls, content: bytes) -> "Manifest":
         """Read what `as_json` wrote; raises `ValueError`, `KeyError` or `TypeError`."""
         fields = json.loads(content)
+        if not isinstance(fields, dict) or not isinstance(fields.get("votes"), dict):
+            raise TypeError("that is no manifest")
         votes = {name: Part(**part) for name, part in fields.pop("votes").items()}
         texts, submissions, events = (
             tuple(Part(**part) for part in fields.pop(name, ()))
@@ -114,7 +116,7 @@ class Archive:
             return Manifest.from_json(self._manifest_path.read_bytes())
         except FileNotFoundError:
             return Manifest(self.settings.archive_tasks_per_partition)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArchiveError(f"{self._manifest_path} cannot be read: {error}") from error
 
     @contextmanager

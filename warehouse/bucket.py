@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from warehouse.files import make_directory
-from warehouse.generation import NAME, Generation, GenerationError, Generations
+from warehouse.generation import NAME, Generation, GenerationError, Generations, computed_at_ms
 from warehouse.objects import ObjectMissingError, ObjectStore, StoredObject
 
 POINTER = "current.json"
@@ -106,6 +106,8 @@ class Pointer:
             numbers = (pointer.netuid, pointer.watermark, pointer.metagraph_synced_at_ms)
             is_whole = (
                 NAME.fullmatch(pointer.snapshot_id) is not None
+                # An instant that there is: once followed, nothing newer could take its place.
+                and computed_at_ms(pointer.snapshot_id) > 0
                 and all(type(number) is int and number >= 0 for number in numbers)
                 and isinstance(pointer.chain, dict)
                 and all(
@@ -158,3 +160,15 @@ def have(store: ObjectStore, generations: Generations, pointer: Pointer) -> None
 
     if generations.adopt(pointer.snapshot_id, pointer.made_from, bring):
         generations.retain()
+        return
+    current = generations.current()
+    if current and current.snapshot_id == pointer.snapshot_id and _is_cut(current, pointer):
+        bring(current)
+
+
+def _is_cut(generation: Generation, pointer: Pointer) -> bool:
+    """Tell whether a file that was whole when it became current has lost something since."""
+    try:
+        return generation.path.stat().st_size != pointer.generation.size
+    except FileNotFoundError:
+        return True

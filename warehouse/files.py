@@ -12,6 +12,8 @@ from uuid import uuid4
 # other at every commit: at 2 ms they took in 10,700 samples/s, at 0.5 ms 13,700. Who takes a lock
 # again and again leaves it for longer than this in between, or nobody else ever gets it.
 LOCK_POLL_SECONDS = 0.0005
+# A leftover of a process that was killed is not touched while its writer may still be at work.
+LEFTOVER_AGE_SECONDS_MIN = 3_600
 
 
 class LockTimeoutError(TimeoutError):
@@ -55,6 +57,19 @@ def write_durably(final: Path, content: bytes) -> None:
 def temporary_beside(final: Path) -> Path:
     """Return a name in the same directory that no other writer uses and that readers ignore."""
     return final.with_name(f".{final.name}.{os.getpid()}-{uuid4().hex[:8]}.tmp")
+
+
+def remove_leftovers(directory: Path) -> int:
+    """Remove the temporary files of writers that were killed, wherever below; return how many."""
+    removed = 0
+    for path in directory.rglob(".*.tmp*"):
+        # Its writer may just have given it its name.
+        with contextlib.suppress(FileNotFoundError):
+            # The file's own age: a link to a file that is gone goes, too.
+            if time.time() - path.lstat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ Why names are never reused: DuckDB caches an open database by its path, so a fil
 over an open one silently serves old data.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -26,7 +25,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from warehouse.files import locked, make_directory, replace_durably, temporary_beside, write_durably
+from warehouse.clock import is_ahead
+from warehouse.files import (
+    locked,
+    make_directory,
+    remove_leftovers,
+    replace_durably,
+    temporary_beside,
+    write_durably,
+)
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import (
     ARCHIVED_TEXTS,
@@ -39,8 +46,6 @@ from warehouse.tables import (
 SUFFIX = ".duckdb"
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
 READER_MEMORY = "128MB"
-# A leftover of a crashed run is not touched while its writer may still be at work.
-LEFTOVER_AGE_SECONDS_MIN = 3_600
 HOUR_MS = 3_600_000
 
 
@@ -248,7 +253,7 @@ class Generations:
                 named |= self.archive_files(generation)
             else:
                 self._remove(generation)
-        self._remove_leftovers()
+        remove_leftovers(self.directory)
         return sum(generation.snapshot_id not in keep for generation in kept), named
 
     def _built(self) -> list[Generation]:
@@ -268,9 +273,10 @@ class Generations:
             return 0
         for name, value in made_from.items():
             # Generations made before metagraphs were compared do not name theirs.
-            if pointed.get(name, 0) > value:
+            was = pointed.get(name, 0)
+            if was > value and not (name == "metagraph_synced_at_ms" and is_ahead(was)):
                 raise StaleRunError(
-                    f"generation {pointed['snapshot_id']} was made from {name} {pointed[name]}, "
+                    f"generation {pointed['snapshot_id']} was made from {name} {was}, "
                     f"this run from {value}: it is older, and publishes nothing"
                 )
         return self._generation(pointed["snapshot_id"]).computed_at_ms
@@ -309,13 +315,6 @@ class Generations:
     def _remove(generation: Generation) -> None:
         generation.path.unlink(missing_ok=True)
         generation.path.with_suffix(".json").unlink(missing_ok=True)
-
-    def _remove_leftovers(self) -> None:
-        for path in self.directory.glob(".*.tmp*"):
-            # Another run may just have given the file its name.
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_AGE_SECONDS_MIN:
-                    path.unlink()
 
 
 def computed_at_ms(snapshot_id: str) -> int:

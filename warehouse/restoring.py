@@ -219,6 +219,8 @@ def have_generation(
     if current is None:
         raise GenerationError("the bucket's generation was not taken over")
     if current.snapshot_id == pointer.snapshot_id:
+        # One that was here already may be damaged: then it is what somebody wants repaired.
+        pointer.generation.bring(store, current.path)
         generations.name_archive_files(current, Archive(settings).files(manifest))
     return current
 

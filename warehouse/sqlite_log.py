@@ -36,7 +36,14 @@ from warehouse.records import (
 )
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_reads import SqliteReader
-from warehouse.sqlite_schema import connect, lock_path, translated_errors
+from warehouse.sqlite_schema import (
+    DAMAGE,
+    LogDamagedError,
+    close_all,
+    connect_to_write,
+    lock_path,
+    translated_errors,
+)
 from warehouse.sqlite_transaction import Transaction
 
 ZSTD_LEVEL = 1  # bodies shrink to a third; level 3 takes twice the time for 4 % more
@@ -175,6 +182,8 @@ class SqliteLog(SqliteReader):
                     with contextlib.suppress(apsw.Error):
                         connection.close(True)
                     connection = None
+                if isinstance(error, apsw.ReadOnlyError):
+                    close_all()
         if connection is not None:
             connection.close()
 
@@ -236,6 +245,10 @@ class SqliteLog(SqliteReader):
                         pending.outcome = pending.apply(transaction, pending.packed_body)
                     except RefusedError as refusal:
                         pending.outcome = refusal
+                    except DAMAGE:
+                        # No fault of this one; and what the connection keeps of the file in memory
+                        # would outlive the damage.
+                        raise
                     except Exception as error:
                         raise _ApplyError(pending, error) from error
                 connection.execute("COMMIT")
@@ -246,11 +259,7 @@ class SqliteLog(SqliteReader):
 
 
 def _open_for_writing(path: Path) -> apsw.Connection:
-    connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
-    # SQLite opens for reading what it cannot open for writing just now, and BEGIN IMMEDIATE works.
-    if connection.readonly("main"):
-        connection.close()
-        raise LogUnavailableError(f"{path} cannot be opened for writing")
+    connection = connect_to_write(path)
     connection.pragma("cache_size", -WRITER_CACHE_KIB)
     return connection
 
@@ -273,4 +282,6 @@ def _refuse_another(path: Path, file: tuple[int, int] | None) -> None:
 def _unavailable(error: Exception) -> LogUnavailableError:
     if isinstance(error, LogUnavailableError):
         return error
+    if isinstance(error, DAMAGE):
+        return LogDamagedError(error)
     return LogUnavailableError(f"the log cannot be written: {error}")

@@ -15,7 +15,13 @@ import apsw
 from warehouse.files import locked
 from warehouse.log import Claim, Failure, OutboxStatus
 from warehouse.settings import WarehouseSettings
-from warehouse.sqlite_schema import connect, create_log, lock_path, translated_errors
+from warehouse.sqlite_schema import (
+    connect_to_write,
+    create_log,
+    is_closed,
+    lock_path,
+    translated_errors,
+)
 
 ERROR_CHARACTERS_MAX = 500
 FOREVER_MS = 2**62
@@ -75,17 +81,17 @@ class SqliteOutbox:
         retry_ms = _milliseconds(settings.outbox_retry_seconds_max)
         self._wait_ms_max = max(self._lease_ms, retry_ms)
         create_log(self._path, self._lock_seconds_max)
+        self._opened: apsw.Connection | None = None
         with translated_errors():
-            self._connection = connect(self._path, apsw.SQLITE_OPEN_READWRITE)
-            self._connection.pragma("synchronous", "normal")
+            self._connection()
 
     def claim(self, limit: int) -> list[Claim]:
         now = _now_ms()
         # What is due later than anything ever is was queued before the clock was set back.
         for span in ((0, now), (now + self._wait_ms_max + 1, FOREVER_MS)):
-            with translated_errors():
+            with self._trusted() as connection:
                 # Asked without the lock, which appends want.
-                is_any_due = bool(self._connection.execute(DUE, span).fetchall())
+                is_any_due = bool(connection.execute(DUE, span).fetchall())
             if is_any_due:
                 return self._claim(limit, span, now)
         return []
@@ -116,13 +122,14 @@ class SqliteOutbox:
         self._update_all(RELEASE, claims, now=_now_ms())
 
     def status(self) -> OutboxStatus:
-        with translated_errors(), self._connection as connection:
+        with self._trusted() as trusted, trusted as connection:
             (counts,) = connection.execute(STATUS, (_now_ms(),)).fetchall()
             last = connection.execute(LAST_ERROR).fetchall()
         return OutboxStatus._make((*counts, *(last[0] if last else (None, None))))
 
     def close(self) -> None:
-        self._connection.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def _claim(self, limit: int, span: tuple[int, int], now: int) -> list[Claim]:
         with self._transaction() as connection:
@@ -145,11 +152,30 @@ class SqliteOutbox:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
         with (
-            translated_errors(),
+            self._trusted() as trusted,
             locked(lock_path(self._path), self._lock_seconds_max),
-            self._connection as connection,
+            trusted as connection,
         ):
             yield connection
+
+    @contextlib.contextmanager
+    def _trusted(self) -> Iterator[apsw.Connection]:
+        """Yield a connection; one on which anything failed is not taken again."""
+        with translated_errors():
+            try:
+                yield self._connection()
+            except Exception:
+                if self._opened is not None:
+                    with contextlib.suppress(apsw.Error):
+                        self._opened.close(True)
+                self._opened = None
+                raise
+
+    def _connection(self) -> apsw.Connection:
+        if self._opened is None or is_closed(self._opened):
+            self._opened = connect_to_write(self._path)
+            self._opened.pragma("synchronous", "normal")
+        return self._opened
 
 
 def _first_that_changes(

@@ -25,6 +25,7 @@ from warehouse.sqlite_schema import (
     LogDamagedError,
     connect,
     create_log,
+    is_closed,
     require_log,
     translated_errors,
 )
@@ -320,8 +321,7 @@ class SqliteReader:
         try:
             with translated_errors():
                 rows = self._connection().execute(sql, bindings).fetchall()
-            if types and not all(all(map(isinstance, row, types)) for row in rows):
-                raise LogDamagedError("a record is none that was written")
+            _refuse_other_types(rows, types)
         except LogDamagedError:
             self._damaged = (sql, bindings, types)
             # What it keeps of the file in memory would outlive the damage.
@@ -341,7 +341,7 @@ class SqliteReader:
 
     def _connection(self) -> apsw.Connection:
         connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
-        if connection is None:
+        if connection is None or is_closed(connection):
             connection = connect(self.path, self._flags)
             connection.pragma("query_only", True)
             # A reader never moves WAL pages: commits do, under their lock.
@@ -350,3 +350,8 @@ class SqliteReader:
             with self._guard:
                 self._connections.add(connection)
         return connection
+
+
+def _refuse_other_types(rows: list[tuple[Any, ...]], types: Types) -> None:
+    if types and not all(all(map(isinstance, row, types)) for row in rows):
+        raise LogDamagedError("a record is none that was written")

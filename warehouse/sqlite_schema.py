@@ -6,6 +6,8 @@ only grow. `sqlite_reads` asks, `sqlite_log` appends, `sqlite_keeper` checks and
 """
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from warehouse.log import LogUnavailableError
 
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 5_000
-# The commit that reaches this many WAL pages (128 MiB) also moves them into the file, under the
+# The commit that reaches this many WAL pages (16 MiB) also moves them into the file, under the
 # same lock as the commit, so that no two connections ever checkpoint at once.
-WAL_CHECKPOINT_PAGES = 32_768
+WAL_CHECKPOINT_PAGES = 4_096
 
 TABLES = """
 CREATE TABLE submissions (
@@ -222,6 +224,9 @@ def translated_errors() -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise LogDamagedError(error) from error
+    except apsw.ReadOnlyError as error:
+        close_all()
+        raise LogUnavailableError(f"the log does not answer: {error}") from error
     except (apsw.Error, OSError) as error:
         raise LogUnavailableError(f"the log does not answer: {error}") from error
 
@@ -281,13 +286,67 @@ def _refuse_other_version(path: Path, version: int) -> None:
         )
 
 
+class _Opened:
+    """All connections of this process, each as long as somebody has it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._connections: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
+
+    def add(self, connection: apsw.Connection) -> None:
+        with self._guard:
+            self._connections.add(connection)
+
+    def close(self) -> None:
+        with self._guard:
+            connections = list(self._connections)
+        for connection in connections:
+            # One that another thread is using just now stays until the next time.
+            with contextlib.suppress(apsw.Error):
+                connection.close(True)
+                with self._guard:
+                    self._connections.discard(connection)
+
+
+_opened = _Opened()
+
+
+def close_all() -> None:
+    """Close the connections of this process, which all of them open again when they are needed.
+
+    They share one mapping of SQLite's shared memory. Who opened it while nothing could be written
+    got it for reading only, and so does everybody after, until the last one lets go.
+    """
+    _opened.close()
+
+
+def is_closed(connection: apsw.Connection) -> bool:
+    """Tell whether `close_all` has closed a connection."""
+    try:
+        connection.total_changes()
+    except apsw.ConnectionClosedError:
+        return True
+    return False
+
+
 def connect(path: Path, flags: int) -> apsw.Connection:
     """Open one connection with the settings that durability and append-only depend on."""
     connection = apsw.Connection(str(path), flags=flags)
+    _opened.add(connection)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     # FULL: a commit returns after its WAL frames are on the disk.
     connection.pragma("synchronous", "full")
     # Otherwise INSERT OR REPLACE would delete without asking the triggers.
     connection.pragma("recursive_triggers", True)
     connection.pragma("wal_autocheckpoint", WAL_CHECKPOINT_PAGES)
+    return connection
+
+
+def connect_to_write(path: Path) -> apsw.Connection:
+    """Open a connection that can write; raise `LogUnavailableError` where it cannot just now."""
+    connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+    # SQLite opens for reading what it cannot open for writing just now, and BEGIN IMMEDIATE works.
+    if connection.readonly("main"):
+        connection.close()
+        raise LogUnavailableError(f"{path} cannot be opened for writing")
     return connection

@@ -27,6 +27,7 @@ from warehouse.records import (
     admin_state,
 )
 from warehouse.sqlite_reads import EVENTS, HEAD
+from warehouse.sqlite_schema import LogDamagedError
 
 # A signature lives twice SIGNATURE_EXPIRY_SECONDS; a day leaves room for any clock set back.
 SPENT_SIGNATURES_KEPT_MS = 86_400_000
@@ -58,6 +59,8 @@ class Transaction:
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
         self.seq = self._ask(HEAD, ())[0][0]
+        if type(self.seq) is not int:
+            raise LogDamagedError("its end is missing")
         self.now_ms = time.time_ns() // 1_000_000
 
     def append_samples(

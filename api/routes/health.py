@@ -11,6 +11,8 @@ from api.errors import JsonResponse, documented, error_response
 from api.instants import iso8601, now_ms
 from api.looks import answered_at_ms
 from api.models import HealthResponse, StatusResponse, TimeResponse
+from api.snapshot import Snapshot
+from warehouse.clock import is_ahead
 from warehouse.log import LogError, LogReader
 
 router = APIRouter(tags=["health"])
@@ -69,27 +71,47 @@ def lagging_log(parts: Service) -> str | None:
     return None
 
 
+def storing_problems(parts: Service) -> list[str]:
+    """Return what is wrong with a log that answers."""
+    found = []
+    if problem := parts.writer.problem():
+        found.append(f"nothing can be stored: {problem}; look at the disk of LEOMA_HOME")
+    if problem := parts.reader.damage():
+        found.append(problem)
+    return found
+
+
+def old_sync(latest: Snapshot, at_ms: int, stale_seconds: float) -> str | None:
+    """Return what is wrong with the time of the last sync, None if nothing is."""
+    age_seconds = (at_ms - latest.metagraph_synced_at_ms) / 1000
+    if is_ahead(latest.metagraph_synced_at_ms, at_ms):
+        return (
+            f"the metagraph was last synced {-age_seconds:.0f} seconds from now: this machine's "
+            "clock was set back, or was wrong; set it right and run `leoma materialize`"
+        )
+    if age_seconds < stale_seconds:
+        return None
+    return f"the metagraph was last synced {age_seconds:.0f} seconds ago"
+
+
 def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
     """Return the HealthResponse as of an instant."""
     problems = [problem] if (problem := log_problem(parts.reader)) else []
     is_database_up = not problems
-    if (problem := parts.writer.problem()) and is_database_up:
-        problems.append(f"nothing can be stored: {problem}; look at the disk of LEOMA_HOME")
-    if parts.snapshots.problem:
-        problems.append(parts.snapshots.problem)
-    if parts.media.problem:
-        problems.append(parts.media.problem)
+    if is_database_up:
+        problems += storing_problems(parts)
+    problems += [one for one in (parts.snapshots.problem, parts.media.problem) if one]
     latest = parts.snapshots.latest
     is_synced = False
-    if latest is None:
+    if latest is None and not parts.snapshots.problem:
         problems.append("no generation has been published yet")
-    else:
+    if latest is not None:
         if is_database_up and (problem := lagging_log(parts)):
             problems.append(problem)
-        sync_age_seconds = (at_ms - latest.metagraph_synced_at_ms) / 1000
-        is_synced = sync_age_seconds < parts.settings.metagraph_stale_seconds
-        if not is_synced:
-            problems.append(f"the metagraph was last synced {sync_age_seconds:.0f} seconds ago")
+        problem = old_sync(latest, at_ms, parts.settings.metagraph_stale_seconds)
+        is_synced = problem is None
+        if problem:
+            problems.append(problem)
         if at_ms > latest.valid_until_ms:
             problems.append(f"the weights are valid only until {iso8601(latest.valid_until_ms)}")
     if problem := silent_bucket(parts, at_ms):
@@ -128,7 +150,7 @@ def ready(parts: TheService) -> Any:
     """Say whether this worker can serve: a generation is loaded and the log answers."""
     problem = log_problem(parts.reader)
     if problem is None and parts.snapshots.latest is None:
-        problem = "no generation has been published yet"
+        problem = parts.snapshots.problem or "no generation has been published yet"
     problem = problem or lagging_log(parts)
     if problem is None:
         return {"status": "ready"}

@@ -92,6 +92,15 @@ def test_a_lost_machine_comes_back_from_the_bucket_alone(subnet, elsewhere, caps
     assert tables(elsewhere) == before
 
 
+def test_a_damaged_generation_is_brought_again(subnet, elsewhere):
+    assert restore(elsewhere) == 0
+    path = Generations(elsewhere).current().path
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    assert restore(elsewhere) == 0
+    assert path.read_bytes() == content
+
+
 def test_the_restored_api_answers_as_the_lost_one_and_goes_on(subnet, elsewhere):
     paths = [
         "/weights", "/scores/rank", "/tasks/latest", "/tasks/2", "/samples/list?limit=500",

@@ -6,7 +6,9 @@
    order in which it happened, with the bytes: `power.py` makes disks from it.
 
    All calls go on as raw system calls, so nothing here can recurse, and one mutex is held over the
-   decision, the call and its line in the journal, so that the journal's order is the true one. */
+   decision, the call and its line in the journal, so that the journal's order is the true one. Of
+   several processes that write one journal a lock on it keeps the order. The clock is moved by as
+   many seconds as the page says; what the kernel notes itself, as in files' times, is not. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,8 +23,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The order is that of `shim.KINDS`. */
@@ -44,6 +49,7 @@ struct control {
     uint32_t hit_kind;
     uint32_t padding;
     char hit_path[512];
+    int64_t clock_seconds;  /* by how much the clock is ahead of the machine's */
 };
 
 struct record {
@@ -61,8 +67,25 @@ static struct control *control;
 static int journal = -1;
 static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER;
 
-static void hold(void) { pthread_mutex_lock(&order); }
-static void let_go(void) { pthread_mutex_unlock(&order); }
+static void hold_here(void) { pthread_mutex_lock(&order); }
+static void let_go_here(void) { pthread_mutex_unlock(&order); }
+
+/* Nothing that is done in between waits for another process. */
+static void hold(void)
+{
+    hold_here();
+    if (journal >= 0)
+        syscall(SYS_flock, journal, LOCK_EX);
+}
+
+static void let_go(void)
+{
+    int before = errno;
+    if (journal >= 0)
+        syscall(SYS_flock, journal, LOCK_UN);
+    errno = before;
+    let_go_here();
+}
 
 static long open_raw(int at, const char *path, int flags, mode_t mode)
 {
@@ -83,7 +106,7 @@ __attribute__((constructor)) static void begin(void)
         return;
     control = mapped;
     /* A child that is forked while another thread holds the mutex would wait for ever. */
-    pthread_atfork(hold, let_go, let_go);
+    pthread_atfork(hold_here, let_go_here, let_go_here);
     snprintf(root, sizeof root, "%s", below);
     root_bytes = strlen(root);
 }
@@ -112,11 +135,11 @@ static void tell(int kind, int is_applied, uint64_t inode, uint64_t offset, cons
 /* Begin a journal or go on with one, or end it with NULL. */
 void leoma_fault_journal(const char *path)
 {
-    hold();
+    hold_here();
     if (journal >= 0)
         close(journal);
     journal = path ? (int)open_raw(AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644) : -1;
-    let_go();
+    let_go_here();
 }
 
 /* Note in the journal what happened outside of the disk: an acknowledgement. */
@@ -570,4 +593,35 @@ int linkat(int from_at, const char *from, int to_at, const char *to, int flags)
 int link(const char *from, const char *to)
 {
     return linkat(AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+/* ---- the clock ---- */
+
+static int is_of_the_day(clockid_t clock) { return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE; }
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = (int)syscall(SYS_clock_gettime, clock, now);
+    if (!result && control && is_of_the_day(clock))
+        now->tv_sec += __atomic_load_n(&control->clock_seconds, __ATOMIC_SEQ_CST);
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    (void)zone;
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *into)
+{
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    if (into)
+        *into = precise.tv_sec;
+    return precise.tv_sec;
 }

@@ -25,11 +25,14 @@ KINDS = (
 MODES = ("not_applied", "applied", "torn", "killed")
 # What changes a disk. Opens fail for want of handles and are asked for by name.
 CHANGES = KINDS[: KINDS.index("open_read")]
-CHILD_SECONDS_MAX = 600
+# Of a child as a whole, and of each case in it.
+CHILD_SECONDS_MAX, CASE_SECONDS_MAX = 600, 10
 
 COUNTERS = struct.Struct("<16QQQ")
 PLAN = struct.Struct("<QIIiIiI")
 HIT = struct.Struct("<II512s")
+CLOCK = struct.Struct("<q")
+CLOCK_AT = COUNTERS.size + PLAN.size + HIT.size
 RECORD = struct.Struct("<IIQQIIQ")
 
 
@@ -84,6 +87,14 @@ class Control:
 
     def heal(self):
         self.fail_from_now_on((), 0)
+
+    def set_clock(self, seconds):
+        """Have all processes' clock ahead of the machine's, or behind it."""
+        CLOCK.pack_into(self._page, CLOCK_AT, seconds)
+
+    @property
+    def clock_seconds(self):
+        return CLOCK.unpack_from(self._page, CLOCK_AT)[0]
 
     def lie_about_syncs(self):
         """A sync says yes and does nothing, as a log without syncs would."""
@@ -157,7 +168,8 @@ def run_child(library, root, work, module, *, is_killed=False, **task):
         [sys.executable, "-m", module, str(work / "task.json")],
         cwd=TREE,
         env={**os.environ, **environment(library, root, work / "control")},
-        capture_output=True, text=True, check=False, timeout=CHILD_SECONDS_MAX,
+        capture_output=True, text=True, check=False,
+        timeout=CHILD_SECONDS_MAX + CASE_SECONDS_MAX * len(task.get("cases", ())),
     )  # fmt: skip
     if is_killed:
         assert finished.returncode == -signal.SIGKILL, finished.stderr

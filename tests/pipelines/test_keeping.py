@@ -1,9 +1,12 @@
 """What the night takes out of the log, and what stays there until it is uploaded."""
 
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.keeping import drop_archived
 from pipelines.run import keep, materialize
 from pipelines.settings import PipelineSettings
@@ -11,6 +14,7 @@ from tests.builders import hotkey, write_metagraph
 from tests.warehouse.builders import append, sample
 from warehouse.archive import Archive
 from warehouse.backends import open_outbox
+from warehouse.files import LEFTOVER_AGE_SECONDS_MIN, temporary_beside
 from warehouse.generation import Generations
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
@@ -38,11 +42,38 @@ def stores(tmp_path, warehouse_settings, keeper):
     keep(settings, warehouse_settings)
     materialize(settings, warehouse_settings)
     return SimpleNamespace(
+        settings=settings,
         warehouse=warehouse_settings.model_copy(update={"log_retention_days": -2}),
         log=keeper,
         archive=Archive(warehouse_settings),
         generations=Generations(warehouse_settings),
     )
+
+
+def test_what_a_killed_writer_left_goes_from_every_place_when_it_is_old(stores):
+    published, archive = stores.generations, stores.archive
+    places = [
+        published.pointer,
+        published.stable_name,
+        published.current().path,
+        archive.directory / "manifest.json",
+        archive.directory / archive.manifest().texts[0].file,
+        ChainSnapshots(stores.warehouse).pointer,
+    ]
+    old, young = [], []
+    for place in places:
+        for left in (old, young):
+            left.append(temporary_beside(place))
+            left[-1].write_bytes(b"half")
+    # As the link for analysts is made; the generation that it was to name has gone since.
+    old[1].unlink()
+    old[1].symlink_to("gone")
+    before = time.time() - 2 * LEFTOVER_AGE_SECONDS_MIN
+    for path in old:
+        os.utime(path, (before, before), follow_symlinks=False)
+    keep(stores.settings, stores.warehouse)
+    assert set(stores.warehouse.warehouse_path.rglob(".*")) == set(young)
+    assert all(place.exists() for place in places)
 
 
 def test_without_object_storage_results_go_with_their_submissions(stores):

@@ -383,6 +383,24 @@ def test_a_local_file_that_was_cut_is_brought_again(publisher, settings_of, stor
     assert reader.current().path.read_bytes() == published.path.read_bytes()
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_current_generation_is_brought_again_when_its_file_was_cut(
+    publisher, settings_of, store, is_gone
+):
+    publisher.vote()
+    published = publisher.publish()
+    reader = Generations(settings_of("reader"))
+    follow(store, reader)
+    path = reader.current().path
+    content = path.read_bytes()
+    path.unlink()
+    if not is_gone:
+        path.write_bytes(content[:-5])
+    # A courier that starts looks anew.
+    follow(store, reader)
+    assert path.read_bytes() == published.path.read_bytes()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -253,14 +253,6 @@ def parquet(path, table, **values):
     return path
 
 
-def test_retention_forgives_a_leftover_that_goes_while_it_looks(generations):
-    published = generations.publish(blacklist(), info())
-    # Listed, and not there when it is asked for its age: as when another run renames its file.
-    (generations.directory / ".another-run.duckdb.tmp").symlink_to("gone")
-    assert generations.retain() == (0, set())
-    assert generations.current() == published
-
-
 def test_the_archive_is_one_table_whatever_the_working_directory(generations, tmp_path):
     votes = parquet(tmp_path / "votes.parquet", ARCHIVED_VOTES, seq=1, task_key="7")
     texts = parquet(tmp_path / "texts.parquet", ARCHIVED_TEXTS, seq=1, prompt="a kite")
