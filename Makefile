@@ -17,6 +17,11 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 
+FUZZ := tests/api/test_fuzz.py tests/api/test_raw_fuzz.py tests/api/test_findings.py \
+	tests/api/test_codecs.py tests/warehouse/test_codecs.py tests/pipelines/test_codecs.py \
+	tests/pipelines/test_rule_properties.py
+TORTURE ?= tests/faults tests/test_kill.py tests/test_kill_run.py tests/test_kill_demo.py $(FUZZ)
+
 .PHONY: help demo test torture fuzz bench soak audit lock format clean
 
 help: ## List what can be done
@@ -34,13 +39,11 @@ test: $(DEV) ## Run everything that CI runs
 		DAGSTER_HOME=$$home LEOMA_HOME=$$home $(BIN)/dagster definitions validate -w workspace.yaml
 	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
 
-torture: $(DEV) ## Fail every operation of the disk in turn, cut the power at every point (minutes)
-	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 tests/faults $(PYTEST_FLAGS)
+torture: $(DEV) ## Run every long form: faults, power cuts, kills, fuzz (an hour; TORTURE=paths for a part)
+	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 $(TORTURE) $(PYTEST_FLAGS)
 
-fuzz: $(DEV) ## Send hundreds of thousands of requests that nobody should, try every codec and rule (minutes)
-	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 tests/api/test_fuzz.py tests/api/test_raw_fuzz.py \
-		tests/api/test_findings.py tests/api/test_codecs.py tests/warehouse/test_codecs.py \
-		tests/pipelines/test_codecs.py tests/pipelines/test_rule_properties.py $(PYTEST_FLAGS)
+fuzz: ## Run the long form of the fuzzing alone: requests nobody should send, every codec and rule
+	$(MAKE) torture TORTURE="$(FUZZ)"
 
 bench: $(DEV) ## Measure against the targets, on 1,000,000 samples (SAMPLES=n, COMPARE=results.json)
 	@exec $(BIN)/python -m tests.bench $(if $(SAMPLES),--samples $(SAMPLES)) \

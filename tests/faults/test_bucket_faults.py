@@ -197,12 +197,13 @@ def wrong_with(made, nth, mode):
     return f"{made.storage.hit}, the next run: {wrong}" if wrong else None
 
 
-def test_every_request_of_a_publishing_run_may_fail(bucket_of_a_run, is_torture):
+def test_every_request_of_a_publishing_run_may_fail(bucket_of_a_run, is_torture, record_property):
     requests = requests_of(bucket_of_a_run)
     pointers = {number for number, line in enumerate(requests, 1) if is_of_pointer(line)}
     chosen = {*range(1, len(requests) + 1, 1 if is_torture else FEW), *pointers}
     cases = itertools.product(sorted(chosen), (NOT_APPLIED, APPLIED))
     found = [wrong_with(bucket_of_a_run, nth, mode) for nth, mode in cases]
+    record_property("faults injected", len(found))
     assert not any(found), "\n".join(filter(None, found))
     assert len(requests) > 20
 

@@ -108,12 +108,15 @@ def wrong_with(home, answers, *, must_be_told):
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES), ids=lambda damage: damage.__name__)
-def test_a_damaged_page_is_an_error_and_no_answer(whole, tmp_path, is_torture, damage):
+def test_a_damaged_page_is_an_error_and_no_answer(
+    whole, tmp_path, is_torture, damage, record_property
+):
     content, answers = whole
-    found = []
+    found, count = [], 0
     for number in range(0, len(content) // PAGE, 1 if is_torture else 3):
         for again in range(8 if is_torture and "chance" in damage.__code__.co_varnames else 1):
             chance = random.Random(f"{number} {again}")
+            count += 1
             at = number * PAGE
             page = damage(content[at : at + PAGE], content, chance)
             home = tmp_path / "home"
@@ -122,6 +125,7 @@ def test_a_damaged_page_is_an_error_and_no_answer(whole, tmp_path, is_torture, d
             settings(home).log_path.write_bytes(content[:at] + page + content[at + PAGE :])
             if wrong := wrong_with(home, answers, must_be_told=DAMAGES[damage]):
                 found.append(f"page {number}: {wrong}")
+    record_property("damaged pages", count)
     assert not found, "\n".join(found)
 
 

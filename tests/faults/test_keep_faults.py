@@ -131,11 +131,12 @@ def cases_of(operations, *, is_torture):
     return cases
 
 
-def test_every_operation_of_a_night_may_fail(is_torture, undisturbed):
+def test_every_operation_of_a_night_may_fail(is_torture, undisturbed, record_property):
     cases = cases_of(undisturbed.operations, is_torture=is_torture)
     report, found = undisturbed.nights.run(cases), []
     for number, (case, outcome) in enumerate(zip(cases, report["cases"], strict=True)):
         if wrong := wrong_with_case(undisturbed, number, outcome):
             found.append(f"{case}, {outcome['hit']}, {outcome['first']}: {wrong}")
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
     assert len(cases) >= FEW * len(ERRORS)

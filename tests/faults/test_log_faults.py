@@ -159,25 +159,29 @@ def wrong_of(shim, directory, cases, *, reads):
 
 @pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
 @pytest.mark.parametrize("mode", ["not_applied", "applied", "torn"])
-def test_every_change_of_the_disk_may_fail(shim, is_torture, tmp_path, mode, reads):
+def test_every_change_of_the_disk_may_fail(
+    shim, is_torture, tmp_path, mode, *, reads, record_property
+):
     seen = undisturbed(shim, tmp_path / "undisturbed", reads=reads)
     kinds = ["write"] if mode == "torn" else [kind for kind in CHANGES if seen[kind]]
     assert {"write", "sync", "truncate", "create", "unlink", "mkdir"} >= set(kinds)
     cases = cases_of(seen, kinds, mode, ERRORS, is_torture=is_torture)
     found = wrong_of(shim, tmp_path / "faults", cases, reads=reads)
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
 
 
-def test_every_handle_may_be_missing(shim, tmp_path):
+def test_every_handle_may_be_missing(shim, tmp_path, record_property):
     seen = undisturbed(shim, tmp_path / "undisturbed", reads=True)
     kinds = ("open_read", "open_write", "create")
     cases = cases_of(seen, kinds, "not_applied", ("EMFILE",), is_torture=True)
     found = wrong_of(shim, tmp_path / "faults", cases, reads=True)
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("kind", ["write", "sync"])
-def test_a_commit_of_many_may_fail(shim, is_torture, tmp_path, kind):
+def test_a_commit_of_many_may_fail(shim, is_torture, tmp_path, kind, record_property):
     """Everybody in it is told, everybody repeats, and each is stored once."""
     root, work = tmp_path / "disk", tmp_path / "work"
     root.mkdir()
@@ -195,12 +199,14 @@ def test_a_commit_of_many_may_fail(shim, is_torture, tmp_path, kind):
         )
         if wrong:
             found.append(f"{cases[number]}, {outcome['hit']}: {wrong}")
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
     assert felt, "no commit of many failed"
 
 
-def test_a_writer_that_could_not_open_for_writing_opens_again(shim, tmp_path):
+def test_a_writer_that_could_not_open_for_writing_opens_again(shim, tmp_path, record_property):
     seen = undisturbed(shim, tmp_path / "undisturbed", reads=True)
     cases = cases_of(seen, ("open_write",), "not_applied", ("EMFILE",), is_torture=True)
     found = wrong_of(shim, tmp_path / "faults", cases, reads=True)
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)

@@ -77,7 +77,7 @@ def wrong_of(couriers, cases):
     return found
 
 
-def test_every_operation_may_fail(couriers, seen, is_torture):
+def test_every_operation_may_fail(couriers, seen, is_torture, record_property):
     changes = [kind for kind in CHANGES if seen[kind]]
     handles = ("open_read", "open_write", "create")
     cases = []
@@ -95,4 +95,5 @@ def test_every_operation_may_fail(couriers, seen, is_torture):
         for nth in range(1, seen["create"] + 1)
     ]
     found = wrong_of(couriers, cases)
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)

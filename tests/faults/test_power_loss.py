@@ -100,9 +100,10 @@ def lives(shim, tmp_path):
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
-def test_the_log_survives_at_every_point(lives, is_torture, reads):
+def test_the_log_survives_at_every_point(lives, is_torture, reads, record_property):
     lives.prepare().live(reads=reads)
     found, count = lives.losses(20 if is_torture else 2, is_point=every(1 if is_torture else 5))
+    record_property("disks after a power cut", count)
     assert not found, "\n".join(found)
     assert count > 200
 
@@ -122,7 +123,9 @@ def test_the_simulation_notices_a_log_that_does_not_sync(lives):
 
 @pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
 @pytest.mark.parametrize("kind", ["sync", "write", "truncate"])
-def test_what_is_told_after_a_failure_is_on_the_disk(lives, is_torture, kind, reads):
+def test_what_is_told_after_a_failure_is_on_the_disk(
+    lives, is_torture, kind, reads, record_property
+):
     """What a failed sync left behind never comes to the disk, as on Linux: the repeat of a request
     is answered only when its own sync is done.
     """
@@ -144,6 +147,8 @@ def test_what_is_told_after_a_failure_is_on_the_disk(lives, is_torture, kind, re
         )
         found += [f"{case}, {outcome['hit']}: {line}" for line in wrong]
         disks += count
+    record_property("faults injected", len(cases))
+    record_property("disks after a power cut", disks)
     assert not found, "\n".join(found)
     assert disks > len(cases)
 

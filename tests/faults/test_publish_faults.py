@@ -180,14 +180,20 @@ def wrong_with_case(undisturbed, number, case, outcome):
 
 
 @pytest.mark.parametrize("mode", list(ERRORS))
-def test_every_operation_of_a_run_may_fail(is_torture, undisturbed, mode):
+def test_every_operation_of_a_run_may_fail(is_torture, undisturbed, mode, record_property):
     operations = [one for one in undisturbed.operations if not is_generation_in_the_making(one[2])]
-    found = wrong_of(undisturbed, cases_of(operations, mode, is_torture=is_torture))
+    cases = cases_of(operations, mode, is_torture=is_torture)
+    record_property("faults injected", len(cases))
+    found = wrong_of(undisturbed, cases)
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("mode", list(ERRORS))
-def test_a_generation_that_could_not_be_written_is_not_published(is_torture, undisturbed, mode):
+def test_a_generation_that_could_not_be_written_is_not_published(
+    is_torture, undisturbed, mode, record_property
+):
     operations = [one for one in undisturbed.operations if is_generation_in_the_making(one[2])]
-    found = wrong_of(undisturbed, cases_of(operations, mode, is_torture=is_torture))
+    cases = cases_of(operations, mode, is_torture=is_torture)
+    record_property("faults injected", len(cases))
+    found = wrong_of(undisturbed, cases)
     assert not found, "\n".join(found)

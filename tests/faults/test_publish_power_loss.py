@@ -43,10 +43,11 @@ def journaled(shim, tmp_path_factory):
     return Journaled(shim, tmp_path_factory.mktemp("journaled"))
 
 
-def test_a_published_generation_survives_at_every_point(journaled, is_torture):
+def test_a_published_generation_survives_at_every_point(journaled, is_torture, record_property):
     found, count = journaled.losses(
         10 if is_torture else 1, 1 if is_torture else 4, keeps_paths=True
     )
+    record_property("disks after a power cut", count)
     assert not found, "\n".join(found)
     assert count > 40
 

@@ -146,7 +146,7 @@ def restores(shim, tmp_path_factory, object_server):
 
 
 @pytest.mark.parametrize("is_beside", [False, True], ids=["onto nothing", "beside an older log"])
-def test_every_operation_of_a_restore_may_fail(restores, is_torture, is_beside):
+def test_every_operation_of_a_restore_may_fail(restores, is_torture, is_beside, record_property):
     cases = cases_of(restores.operations(is_beside=is_beside), is_torture=is_torture)
     found = []
     outcomes = restores.restore(cases, is_beside=is_beside)
@@ -154,6 +154,7 @@ def test_every_operation_of_a_restore_may_fail(restores, is_torture, is_beside):
         wrong = wrong_with(restores, number, outcome, is_beside=is_beside)
         if wrong:
             found.append(f"{case}, {outcome['hit']}, {outcome['first']}: {wrong}")
+    record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
 
 

@@ -25,12 +25,13 @@ class Races(Lives):
         return [signatures.index(one) % 2 for one in told]
 
 
-def test_what_several_processes_acknowledged_survives(shim, tmp_path, is_torture):
+def test_what_several_processes_acknowledged_survives(shim, tmp_path, is_torture, record_property):
     races = Races(shim, tmp_path / "races").prepare()
     writers = races.race()
     # They took turns, or it would be the life of one after the other.
     assert sum(one != other for one, other in itertools.pairwise(writers)) >= TURNS_MIN
     found, count = races.losses(6 if is_torture else 1, is_point=every(1 if is_torture else 17))
+    record_property("disks after a power cut", count)
     assert not found, "\n".join(found)
     assert count > 60
 
