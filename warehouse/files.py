@@ -12,6 +12,9 @@ from uuid import uuid4
 # other at every commit: at 2 ms they took in 10,700 samples/s, at 0.5 ms 13,700. Who takes a lock
 # again and again leaves it for longer than this in between, or nobody else ever gets it.
 LOCK_POLL_SECONDS = 0.0005
+# A sync of much at once holds up everybody else's: while 60 MB were written, that of 200 kB took
+# 25 ms in one piece, and 5 ms in pieces of 2 MiB.
+SYNC_BYTES = 2 * 2**20
 # A leftover of a process that was killed is not touched while its writer may still be at work.
 LEFTOVER_AGE_SECONDS_MIN = 3_600
 
@@ -48,7 +51,12 @@ def write_durably(final: Path, content: bytes) -> None:
     """Replace `final` by `content`: readers see the old or the new, never a part."""
     temporary = temporary_beside(final)
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            for start in range(0, max(len(content), 1), SYNC_BYTES):
+                if start:
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                file.write(content[start : start + SYNC_BYTES])
         replace_durably(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
