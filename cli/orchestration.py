@@ -4,6 +4,7 @@ Location and home are fixed here, so that the sensor finds its cursor again afte
 keeps it by the name of the location, and that name would otherwise contain the port.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,7 +15,9 @@ from typing import NoReturn
 
 import click
 
+from api.settings import ApiSettings
 from cli.failures import one_line, read_settings
+from pipelines.settings import PipelineSettings
 from warehouse.files import LockTimeoutError, locked, write_durably
 from warehouse.settings import WarehouseSettings
 
@@ -88,13 +91,24 @@ def fail_orphaned_runs() -> int:
     return len(runs)
 
 
+def give_way(nice: int) -> None:
+    """Have this process and its children take less of the processor than others that want it."""
+    os.nice(nice)
+    # Where Linux shares the processor between sessions first, that holds within a session alone.
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
+
+
 def become(arguments: Sequence[str]) -> NoReturn:
     """Turn this process into `python -m arguments...` with DAGSTER_HOME set."""
     with one_line(OSError, LockTimeoutError):
         dagster_home()
     sys.stdout.flush()
+    form = "json" if read_settings(ApiSettings).log_format == "json" else "colored"
+    command = [sys.executable, "-m", *arguments, "--log-format", form]
     # Our own interpreter and modules: nothing here comes from outside.
-    os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 def workspace_options(host: str, port: int) -> list[str]:
@@ -121,6 +135,8 @@ def code_server(*, host: str, port: int) -> None:
     """Start the code server, which runs the pipelines; one at a time in one DAGSTER_HOME."""
     if count := fail_orphaned_runs():
         click.echo(f"Marked {count} runs of a former code server as failed.")
+    # Runs are children of the code server: who asks the API must not wait for them.
+    give_way(read_settings(PipelineSettings).run_nice)
     become(
         [
             *("dagster", "code-server", "start", "-h", host, "-p", str(port)),

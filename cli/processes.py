@@ -1,6 +1,7 @@
 """Child processes that are started together, watched, and always stopped together."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,9 @@ KILLED_SECONDS_MAX = 5.0
 # A courier finishes its uploads in ten seconds.
 CHILD_GRACE_SECONDS = 15.0
 RESTART_SECONDS_MAX = 60.0
+
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessError(Exception):
@@ -199,8 +203,7 @@ def _keep_running(arguments: Sequence[str], stopping: threading.Event) -> None:
         failures = 0 if time.monotonic() - begun > RESTART_SECONDS_MAX else failures + 1
         delay_seconds = min(2.0 ** min(failures, 10), RESTART_SECONDS_MAX)
         if not stopping.is_set():
-            message = f"leoma {arguments[0]} {ended}; again in {delay_seconds:g} s"
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            logger.warning("leoma %s %s; again in %g s", arguments[0], ended, delay_seconds)
         stopping.wait(delay_seconds)
 
 

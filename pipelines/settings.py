@@ -166,6 +166,13 @@ class PipelineSettings(BaseSettings):
     sensor_interval_seconds: int = Field(
         5, gt=0, description="Seconds between two looks for new records in the log."
     )
+    run_nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="How far runs under Dagster give way to the API on this machine (as `nice`). "
+        "While both want a processor, 10 leaves them a tenth of it, 0 half.",
+    )
     dagster_runs_kept: int = Field(
         1_000, ge=10, description="Newest finished runs that Dagster remembers; by night others go."
     )

@@ -1,12 +1,21 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
-from cli.orchestration import LOCATION, dagster_home, fail_orphaned_runs, workspace_options
+from cli.orchestration import (
+    LOCATION,
+    dagster,
+    dagster_home,
+    fail_orphaned_runs,
+    workspace_options,
+)
 from cli.processes import Processes
 from pipelines.jobs import WORK
 
@@ -73,3 +82,35 @@ def test_the_location_keeps_its_name_when_the_port_changes(home):
             "port": port,
             "location_name": LOCATION,
         }
+
+
+def priority_of(nice, *, is_leader):
+    code = (
+        "import os, pathlib; from cli.orchestration import give_way; "
+        f"give_way({nice}); print(os.nice(0), pathlib.Path('/proc/self/autogroup').read_text())"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=True, start_new_session=is_leader, timeout=60
+    )
+    return ended.stdout.split()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this kernel has no groups of sessions"
+)
+def test_runs_give_way_to_others_of_their_session_and_to_other_sessions():
+    own, *_, group = priority_of(7, is_leader=True)
+    assert (own, group) == ("7", "7")
+    # Who shares a session must not slow down the others in it.
+    own, *_, group = priority_of(7, is_leader=False)
+    assert (own, group) == ("7", "0")
+
+
+def test_dagsters_logs_have_the_form_of_ours(home, monkeypatch):
+    made = []
+    monkeypatch.setattr("os.execv", lambda _, command: made.append(command))
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    for command in (["daemon"], ["webserver"]):
+        CliRunner().invoke(dagster, command)
+    assert [command[-2:] for command in made] == [["--log-format", "json"]] * 2
