@@ -4,7 +4,7 @@
           ▼
     metagraph ─┬▶ validators ──────┬─────────▶ scores ─────┐
                └▶ miners ◀─ blacklist          │           ▼
-    archived_samples ────┴─────▶ votes ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
+    archived_samples ────┴───▶ tallies ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
     all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts ─▶ archived_submissions
         ─▶ bucket_archive
 
@@ -20,13 +20,13 @@ import polars as pl
 
 from pipelines import checks, ranking, scoring, weighting
 from pipelines import metagraph as chain
-from pipelines import votes as voting
 from pipelines.bucketing import archive_into_bucket, into_bucket
 from pipelines.chain_snapshots import Synced
 from pipelines.frames import conform
 from pipelines.metagraph import MetagraphError
 from pipelines.resources import Stores, asset
 from pipelines.syncing import about, chain_snapshot
+from pipelines.tallies import Tallies
 from warehouse import export, tables
 from warehouse.archive import Manifest
 from warehouse.records import AdminState
@@ -42,9 +42,8 @@ StoresParam = dg.ResourceParam[Stores]
 
 @dataclass(frozen=True)
 class ArchivedSamples:
-    """All current samples up to the manifest's watermark, and what admins had said by then."""
+    """The files of all current samples, and what admins had said by the manifest's watermark."""
 
-    votes: pl.DataFrame
     manifest: Manifest
     admin: AdminState
 
@@ -83,10 +82,10 @@ def archived_samples(stores: StoresParam) -> dg.MaterializeResult:
     # With the votes: whoever has a generation from the bucket has what admins had said by then.
     events = export.export_events(stores.archive, log, exported.manifest.watermark)
     manifest = stores.archive.manifest()
+    # Also what was made of them by an earlier run is of no use without them.
+    stores.archive.require(manifest)
     return dg.MaterializeResult(
-        value=ArchivedSamples(
-            stores.archive.votes(manifest), manifest, log.admin_state_at(manifest.watermark)
-        ),
+        value=ArchivedSamples(manifest, log.admin_state_at(manifest.watermark)),
         metadata={
             "dagster/row_count": manifest.current_samples,
             "watermark": manifest.watermark,
@@ -118,30 +117,37 @@ def miners(metagraph: Synced, blacklist: pl.DataFrame) -> dg.MaterializeResult:
     return _table(frame, tables.MINERS, valid=frame.filter("is_valid").height)
 
 
-@asset(group_name="scoring", description="Current samples of tasks, with their stake.")
-def votes(archived_samples: ArchivedSamples, validators: pl.DataFrame) -> dg.MaterializeResult:
-    frame = voting.votes(archived_samples.votes, validators)
-    return dg.MaterializeResult(value=frame, metadata={"dagster/row_count": frame.height})
+@asset(group_name="scoring", description="What each partition's samples come to, at these stakes.")
+def tallies(
+    stores: StoresParam, archived_samples: ArchivedSamples, validators: pl.DataFrame
+) -> dg.MaterializeResult:
+    made = stores.tallies.tallies(archived_samples.manifest, validators)
+    partitions = len(archived_samples.manifest.votes)
+    return dg.MaterializeResult(
+        value=made, metadata={"partitions": partitions, "partitions_made_anew": made.anew}
+    )
 
 
 @asset(group_name="scoring", check_specs=_declared("verdicts"), description=tables.VERDICTS.doc)
-def verdicts(votes: pl.DataFrame) -> dg.MaterializeResult:
-    return _table(voting.verdicts(votes), tables.VERDICTS)
+def verdicts(tallies: Tallies) -> dg.MaterializeResult:
+    return _table(tallies.verdicts, tables.VERDICTS)
 
 
 @asset(group_name="scoring", check_specs=_declared("scores"), description=tables.SCORES.doc)
 def scores(
-    archived_samples: ArchivedSamples, validators: pl.DataFrame, miners: pl.DataFrame
+    tallies: Tallies, validators: pl.DataFrame, miners: pl.DataFrame
 ) -> dg.MaterializeResult:
-    return _table(scoring.scores(archived_samples.votes, validators, miners), tables.SCORES)
+    return _table(scoring.scores(tallies.entries, validators, miners), tables.SCORES)
 
 
 @asset(group_name="scoring", description="The tasks that count.")
 def scoring_window(
-    stores: StoresParam, archived_samples: ArchivedSamples, votes: pl.DataFrame
+    stores: StoresParam, archived_samples: ArchivedSamples, tallies: Tallies
 ) -> dg.MaterializeResult:
     window = scoring.scoring_window(
-        votes, archived_samples.admin.latest_task_id, stores.settings.parameters()
+        tallies.counting_tasks,
+        archived_samples.admin.latest_task_id,
+        stores.settings.parameters(),
     )
     return dg.MaterializeResult(
         value=window,
@@ -217,20 +223,21 @@ def weights(
 def reconciliation(
     stores: StoresParam,
     archived_samples: ArchivedSamples,
-    votes: pl.DataFrame,
-    verdicts: pl.DataFrame,
+    tallies: Tallies,
     scores: pl.DataFrame,
 ) -> dg.MaterializeResult:
-    watermark = archived_samples.manifest.watermark
-    after = max(watermark - RECONCILED_SEQS, stores.log.dropped_through())
-    found = checks.reconciled(
-        recent=export.vote_rows(stores.log.votes_between(after, watermark)),
-        archived_votes=archived_samples.votes,
-        current_samples=archived_samples.manifest.current_samples,
-        votes=votes,
-        verdicts=verdicts,
-        scores=scores,
-    )
+    manifest = archived_samples.manifest
+    after = max(manifest.watermark - RECONCILED_SEQS, stores.log.dropped_through())
+    found = [
+        *tallies.problems,
+        *checks.reconciled(
+            recent=export.vote_rows(stores.log.votes_between(after, manifest.watermark)),
+            archived=stores.archive.votes_after(manifest, after),
+            current_samples=manifest.current_samples,
+            tallies=tallies,
+            scores=scores,
+        ),
+    ]
     return dg.MaterializeResult(
         value=None, check_results=[checks.result("log_and_tables_reconcile", found)]
     )

@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from pipelines.frames import violations
+from pipelines.tallies import Tallies
 from warehouse.tables import ARCHIVED_VOTES, Table
 
 AS_DECLARED = "as_declared"
@@ -66,24 +67,20 @@ def winner_is_eligible(
 
 def reconciled(
     *,
-    archived_votes: pl.DataFrame,
-    current_samples: int,
-    votes: pl.DataFrame,
-    verdicts: pl.DataFrame,
-    scores: pl.DataFrame,
     recent: pl.DataFrame,
+    archived: pl.DataFrame,
+    current_samples: int,
+    tallies: Tallies,
+    scores: pl.DataFrame,
 ) -> list[str]:
     """Every current sample is accounted for on its way from log and archive to tables.
 
     `recent`: the newest rows of the log up to the watermark, each of which the archive must hold,
-    or a newer version of it.
+    or a newer version of it; what holds one is itself as recent, and so in `archived`.
+    `current_samples`: as the manifest counts them.
     """
     found = []
-    if (doubled := archived_votes.height - archived_votes["seq"].n_unique()) > 0:
-        found.append(f"{doubled} samples are in the archive twice")
-    # What holds a recent record is itself recent: so few rows that the join costs nothing.
-    candidates = archived_votes.filter(pl.col("seq") >= (recent["seq"].min() or 0))
-    newer = recent.join(candidates, on=list(ARCHIVED_VOTES.key), suffix="_archived")
+    newer = recent.join(archived, on=list(ARCHIVED_VOTES.key), suffix="_archived")
     held = newer.filter(pl.col("seq_archived") >= pl.col("seq"))
     if held.height < recent.height:
         found.append(f"{recent.height - held.height} new samples of the log are not archived")
@@ -93,13 +90,10 @@ def reconciled(
     )
     if changed.height:
         found.append(f"{changed.height} new samples of the log are archived otherwise")
-    if archived_votes.height != current_samples:
-        found.append(f"{archived_votes.height} samples read, {current_samples} archived")
-    tasked = archived_votes["task_id"].count()
-    if votes.height != tasked:
-        found.append(f"{tasked} samples have a task, {votes.height} votes were made of them")
-    if (counted := verdicts["validator_count"].sum()) != votes.height:
-        found.append(f"{votes.height} votes, {counted} counted in verdicts")
+    if (counted := tallies.entries["total_samples"].sum()) != current_samples:
+        found.append(f"{counted} samples are counted, {current_samples} archived")
+    if tallies.verdicts["validator_count"].sum() > current_samples:
+        found.append("the verdicts count more votes than there are samples")
     if scores["total_samples"].sum() > current_samples:
         found.append("the score entries count more samples than there are")
     return found

@@ -11,6 +11,7 @@ import dagster as dg
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.settings import PipelineSettings
 from pipelines.sources import ChainSource, chain_source
+from pipelines.tallies import TallyKeeper
 from warehouse.archive import Archive
 from warehouse.backends import open_kept_log
 from warehouse.generation import Generations
@@ -36,6 +37,11 @@ class Stores:
     generations: Generations
     # None: WAREHOUSE_URL is a directory.
     bucket: WarehouseBucket | None = None
+
+    @property
+    def tallies(self) -> TallyKeeper:
+        """What is kept of the archive's votes from run to run."""
+        return TallyKeeper(self.archive, self.warehouse.warehouse_path / "tallies")
 
 
 def stores_resource(

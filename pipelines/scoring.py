@@ -29,49 +29,59 @@ class Window:
 
 
 def scoring_window(
-    votes: pl.DataFrame, latest_task_id: int | None, parameters: Parameters
+    counting_tasks: pl.Series, latest_task_id: int | None, parameters: Parameters
 ) -> Window | None:
-    """Return the window that ends at the greatest task with a vote of a registered validator.
+    """Return the window that ends at the greatest of the `counting_tasks`.
 
-    Tasks above the latest announced one are passed over (none announced: no bound), and so are
-    those that only departed validators saw. None when no vote is left.
+    Tasks above the latest announced one are passed over (none announced: no bound). None when no
+    task is left.
     """
-    counting = votes.lazy().filter("is_registered")
     if latest_task_id is not None:
-        counting = counting.filter(pl.col("task_id") <= latest_task_id)
-    last = counting.select(pl.col("task_id").max()).collect().item()
-    if last is None:
+        counting_tasks = counting_tasks.filter(counting_tasks <= latest_task_id)
+    last = counting_tasks.max()
+    if not isinstance(last, int):
         return None
     size = parameters.task_window
     return Window(first=max(1, last - size + 1), last=last, size=size)
 
 
-def scores(
-    archived_votes: pl.DataFrame, validators: pl.DataFrame, miners: pl.DataFrame
-) -> pl.DataFrame:
-    """Return the score entries: the `SCORES` table.
+def counting_tasks(votes: pl.DataFrame) -> pl.Series:
+    """Return the ids of tasks with a vote of a registered validator, each once, in any order.
 
-    Current samples of registered validators about valid miners, all history; legacy samples
-    without a task count here as well.
+    Those that only departed validators saw never move the window.
     """
+    return votes.filter("is_registered")["task_id"].unique()
+
+
+def score_entries(archived_votes: pl.DataFrame) -> pl.DataFrame:
+    """Return each validator's counts of current samples about each miner, all history.
+
+    Legacy samples without a task count here as well. The counts of several parts of a history, one
+    below the other, are to `scores` what those of the whole are.
+    """
+    return archived_votes.group_by("validator_hotkey", "miner_hotkey").agg(
+        total_samples=pl.len().cast(pl.Int64),
+        total_passed=pl.col("is_passed").cast(pl.Int64).sum(),
+        updated_at_ms=pl.col("received_at_ms").max(),
+    )
+
+
+def scores(entries: pl.DataFrame, validators: pl.DataFrame, miners: pl.DataFrame) -> pl.DataFrame:
+    """Return the entries of registered validators about valid miners: the `SCORES` table."""
     registered = validators.filter("is_registered")["hotkey"]
     valid = miners.filter("is_valid")["hotkey"]
-    entries = (
-        archived_votes.lazy()
+    figures = (
+        entries.lazy()
         .filter(
             pl.col("validator_hotkey").is_in(registered.implode()),
             pl.col("miner_hotkey").is_in(valid.implode()),
         )
         .group_by("validator_hotkey", "miner_hotkey")
-        .agg(
-            total_samples=pl.len(),
-            total_passed=pl.col("is_passed").sum(),
-            updated_at_ms=pl.col("received_at_ms").max(),
-        )
+        .agg(pl.col("total_samples", "total_passed").sum(), pl.col("updated_at_ms").max())
         .collect()
     )
-    score = _ratios(entries["total_passed"], entries["total_samples"])
-    return conform(entries.with_columns(score=score), SCORES)
+    score = _ratios(figures["total_passed"], figures["total_samples"])
+    return conform(figures.with_columns(score=score), SCORES)
 
 
 def miner_scores(

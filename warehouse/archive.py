@@ -97,6 +97,11 @@ class Manifest:
         """Return the name of the partition that a task belongs to."""
         return UNTASKED if task_id is None else str(task_id // self.tasks_per_partition)
 
+    def partition_of(self, task_id: str) -> pl.Expr:
+        """Return the same of a column of task ids."""
+        partition = pl.col(task_id) // self.tasks_per_partition
+        return partition.cast(pl.String).fill_null(UNTASKED).alias("partition")
+
 
 class Archive:
     """The archive of one warehouse directory."""
@@ -177,6 +182,16 @@ class Archive:
             raise ArchiveError(f"{part.file} is damaged: it is not what was written")
         return content
 
+    def require(self, manifest: Manifest) -> None:
+        """Raise `ArchiveError` when a file of votes is gone or has another size; reads none."""
+        for part in manifest.votes.values():
+            try:
+                size = (self.directory / part.file).stat().st_size
+            except OSError as error:
+                raise ArchiveError(f"{part.file} cannot be read: {error}") from error
+            if part.size and size != part.size:
+                raise ArchiveError(f"{part.file} is damaged: {size} bytes instead of {part.size}")
+
     def size(self, part: Part) -> int:
         """Return one file's size in bytes; raises `ArchiveError` when it is gone."""
         if part.size:
@@ -190,6 +205,12 @@ class Archive:
         """Return all current samples' narrow part, in the columns of `ARCHIVED_VOTES`."""
         parts = [self.read(part) for part in manifest.votes.values()]
         return pl.concat(parts) if parts else empty(ARCHIVED_VOTES)
+
+    def votes_after(self, manifest: Manifest, seq: int) -> pl.DataFrame:
+        """Return the current samples above a seq; reads the files that have one."""
+        parts = [self.read(part) for part in manifest.votes.values() if part.last_seq > seq]
+        rows = pl.concat(parts) if parts else empty(ARCHIVED_VOTES)
+        return rows.filter(pl.col("seq") > seq)
 
     def files(self, manifest: Manifest) -> ArchiveFiles:
         """Return the files that a generation's `samples` view reads."""

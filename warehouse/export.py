@@ -6,13 +6,12 @@ finds them.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
 
 from warehouse.archive import (
-    UNTASKED,
     Archive,
     ArchiveError,
     Manifest,
@@ -59,6 +58,7 @@ EVENT_SCHEMA = pl.Schema(
         "body": pl.Binary,
     }
 )
+EXPORT_PIECE_ROWS = 500_000
 COMPACT_PART_ROWS = 250_000
 COMPACT_PART_BYTES = 32 * 2**20
 
@@ -92,18 +92,42 @@ def export_votes(archive: Archive, log: LogReader, through: int) -> Exported:
             )
         if manifest.watermark >= through:
             return Exported(manifest, 0, 0)
-        incoming = vote_rows(log.votes_between(manifest.watermark, through))
-        partition = (pl.col("task_id") // manifest.tasks_per_partition).cast(pl.String)
-        parts: dict[str, Part] = {}
-        for (name,), rows in incoming.group_by(
-            partition.fill_null(UNTASKED).alias("partition"), maintain_order=True
-        ):
-            old = manifest.votes.get(str(name))
-            merged = newest_versions([archive.read(old), rows] if old else [rows])
-            parts[str(name)] = archive.write(f"votes/{name}", f"{through:012d}", merged)
-        manifest = with_vote_parts(manifest, parts, through)
-        archive.replace_manifest(manifest)
-    return Exported(manifest, incoming.height, len(parts))
+        new_rows, names = 0, set[str]()
+        for incoming, last_seq in _in_pieces(log, manifest.watermark, through):
+            parts = _merged_votes(archive, manifest, incoming, last_seq)
+            manifest = with_vote_parts(manifest, parts, last_seq)
+            archive.replace_manifest(manifest)
+            new_rows += incoming.height
+            names |= set(parts)
+    return Exported(manifest, new_rows, len(names))
+
+
+def _in_pieces(log: LogReader, after: int, through: int) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Yield the votes of a stretch of the log, and the seq up to which they are: all, in the end.
+
+    Each piece takes bounded memory: a whole history may have to be archived at once.
+    """
+    waiting: list[pl.DataFrame] = []
+    rows = 0
+    for chunk in log.votes_between(after, through):
+        waiting.append(vote_rows([chunk]))
+        rows += len(chunk)
+        if rows >= EXPORT_PIECE_ROWS:
+            yield pl.concat(waiting), chunk[-1].seq
+            waiting, rows = [], 0
+    yield pl.concat([empty(ARCHIVED_VOTES), *waiting]), through
+
+
+def _merged_votes(
+    archive: Archive, manifest: Manifest, incoming: pl.DataFrame, last_seq: int
+) -> dict[str, Part]:
+    """Write the partitions that new votes touch anew; return their files."""
+    parts: dict[str, Part] = {}
+    for (name,), rows in incoming.group_by(manifest.partition_of("task_id"), maintain_order=True):
+        old = manifest.votes.get(str(name))
+        merged = newest_versions([archive.read(old), rows] if old else [rows])
+        parts[str(name)] = archive.write(f"votes/{name}", f"{last_seq:012d}", merged)
+    return parts
 
 
 def newest_versions(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -101,8 +101,8 @@ def tables_of(log, validators, miners, latest_task_id=None, params=DEFAULT):
     current = votes.newest_versions(log)
     weighed = votes.votes(current, validators)
     verdicts = votes.verdicts(weighed)
-    scores = scoring.scores(current, validators, miners)
-    window = scoring.scoring_window(weighed, latest_task_id, params)
+    scores = scoring.scores(scoring.score_entries(current), validators, miners)
+    window = scoring.scoring_window(scoring.counting_tasks(weighed), latest_task_id, params)
     miner_scores = scoring.miner_scores(verdicts, scores, miners, window, params)
     ranks = ranking.ranks(miner_scores, miners, params)
     return Tables(
@@ -121,6 +121,6 @@ def ranked(counts, miner_rows, params=DEFAULT):
     miners = miners_of(*miner_rows)
     size = params.task_window
     window = scoring.Window(first=1, last=size, size=size)
-    no_scores = scoring.scores(log_of(), validators_of({}), miners)
+    no_scores = scoring.scores(scoring.score_entries(log_of()), validators_of({}), miners)
     figures = scoring.miner_scores(verdicts_of(counts), no_scores, miners, window, params)
     return ranking.ranks(figures, miners, params)

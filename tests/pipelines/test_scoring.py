@@ -4,7 +4,14 @@ from fractions import Fraction
 
 import pytest
 
-from pipelines.scoring import Window, miner_scores, scores, scoring_window
+from pipelines.scoring import (
+    Window,
+    counting_tasks,
+    miner_scores,
+    score_entries,
+    scores,
+    scoring_window,
+)
 from pipelines.votes import votes
 from tests.pipelines.rule_builders import (
     log_of,
@@ -18,12 +25,14 @@ from tests.pipelines.rule_builders import (
 )
 
 WINDOW = Window(first=1, last=100, size=100)
-NO_SCORES = scores(log_of(), validators_of({}), miners_of())
+NO_SCORES = scores(score_entries(log_of()), validators_of({}), miners_of())
 
 
 def window_of(*samples, latest_task_id=None, task_window=100):
     weighed = votes(log_of(*samples), validators_of({"V": 10, "poor": 1}, below_minimum={"poor"}))
-    return scoring_window(weighed, latest_task_id, parameters(task_window=task_window))
+    return scoring_window(
+        counting_tasks(weighed), latest_task_id, parameters(task_window=task_window)
+    )
 
 
 def figures(counts, window=WINDOW, *, first_task_id=1, miners=None, **changes):
@@ -47,7 +56,7 @@ def test_a_score_entry_counts_all_history_and_samples_without_a_task():
         sample(4, "V", "M", 0, is_passed=False),
     )
 
-    found = scores(log, validators_of({"V": 1}), miners_of(miner("M", 0)))
+    found = scores(score_entries(log), validators_of({"V": 1}), miners_of(miner("M", 0)))
 
     assert found.to_dicts() == [
         {
@@ -71,7 +80,7 @@ def test_score_entries_are_of_registered_validators_and_valid_miners_only():
     )
 
     found = scores(
-        log,
+        score_entries(log),
         validators_of({"V": 10, "poor": 1}, below_minimum={"poor"}),
         miners_of(miner("M", 0), miner("invalid", 1, is_valid=False)),
     )

@@ -92,6 +92,24 @@ def test_an_archive_made_at_once_equals_one_made_in_steps(log, archive, tmp_path
     assert fresh.manifest().current_samples == archive.manifest().current_samples
 
 
+def test_an_archive_made_in_pieces_equals_one_made_in_one(log, archive, tmp_path, monkeypatch):
+    for number in range(12):
+        append(log, sample(task=number % 4 * 5), signer=f"v{number % 3}")
+    fresh_settings = log.settings.model_copy(update={"warehouse_url": str(tmp_path / "fresh")})
+    fresh = Archive(fresh_settings)
+    export_votes(fresh, log, log.head())
+    monkeypatch.setattr("warehouse.sqlite_reads.VOTES_CHUNK_ROWS", 2)
+    monkeypatch.setattr("warehouse.export.EXPORT_PIECE_ROWS", 3)
+    exported = export_votes(archive, log, log.head())
+    assert (exported.new_rows, exported.partitions) == (12, len(fresh.manifest().votes))
+    # Some were written more than once.
+    assert len(list(archive.directory.rglob("*.parquet"))) > exported.partitions
+    made, expected = exported.manifest, fresh.manifest()
+    assert (made.watermark, made.current_samples) == (log.head(), expected.current_samples)
+    key = ["task_key", "miner_hotkey", "validator_hotkey"]
+    assert archive.votes(made).sort(key).equals(fresh.votes(expected).sort(key))
+
+
 def test_an_unreadable_manifest_is_not_an_empty_archive(log, archive):
     append(log, sample())
     export_votes(archive, log, log.head())

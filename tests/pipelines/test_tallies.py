@@ -1,0 +1,181 @@
+"""What partitions come to: the same as the whole history, and only what is new is made anew."""
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from pipelines import scoring, tallies
+from pipelines.tallies import TallyKeeper
+from pipelines.votes import newest_versions, verdicts, votes
+from tests.pipelines.rule_builders import log_of, miner, miners_of, sample, validators_of
+from tests.properties import tried
+from tests.warehouse import builders
+from warehouse.archive import Archive, ArchiveError, with_vote_parts
+
+STAKES = {"V": 10, "W": 7, "X": 7, "poor": 1}
+TASKS = [0, 1, 99, 100, 101, 250, 100_000, "legacy", "another"]
+
+
+def validators(**stakes):
+    return validators_of({**STAKES, **stakes}, below_minimum={"poor"})
+
+
+class Partitions:
+    """An archive that is written by hand, and the keeper of its tallies."""
+
+    def __init__(self, home):
+        self.archive = Archive(builders.settings(home))
+        self.keeper = TallyKeeper(self.archive, home / "tallies")
+        self.manifest = self.archive.manifest()
+
+    def put(self, *samples):
+        """Put the current ones of these samples into the archive, in place of what it has there."""
+        rows = newest_versions(log_of(*samples))
+        groups = rows.group_by(self.manifest.partition_of("task_id"))
+        parts = {
+            name: self.archive.write(f"votes/{name}", "by hand", own) for (name,), own in groups
+        }
+        self.manifest = with_vote_parts(self.manifest, parts, rows["seq"].max() or 0)
+        return self
+
+    def made(self, **stakes):
+        return self.keeper.tallies(self.manifest, validators(**stakes))
+
+    def kept(self):
+        return sorted(self.keeper.directory.iterdir())
+
+
+@pytest.fixture
+def partitions(tmp_path):
+    return Partitions(tmp_path).put(
+        sample(1, "V", "M", 1, is_passed=True),
+        sample(2, "W", "M", 1, is_passed=False),
+        sample(3, "V", "M", 150, is_passed=True),
+        sample(4, "poor", "M", 250, is_passed=True),
+        sample(5, "V", "N", "legacy", is_passed=False),
+    )
+
+
+def assert_whole(made, samples, validators):
+    """They are what the rules make of the whole history at once."""
+    weighed = votes(samples, validators)
+    assert_frame_equal(made.verdicts, verdicts(weighed))
+    miners = miners_of(miner("M", 0), miner("N", 1))
+    assert_frame_equal(
+        scoring.scores(made.entries, validators, miners),
+        scoring.scores(scoring.score_entries(samples), validators, miners),
+    )
+    assert set(made.counting_tasks) == set(scoring.counting_tasks(weighed).drop_nulls())
+    assert made.problems == ()
+
+
+histories = st.lists(
+    st.tuples(
+        st.sampled_from([*STAKES, "gone"]),
+        st.sampled_from(["M", "N", "unknown"]),
+        st.sampled_from(TASKS),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+@tried(60, 400)
+@given(old=histories, new=histories, stakes=st.permutations([3, 5, 8, 1]))
+def test_partitions_come_to_what_the_whole_history_comes_to(tmp_path_factory, old, new, stakes):
+    partitions = Partitions(tmp_path_factory.mktemp("home"))
+    whole = [
+        sample(seq, *row[:3], is_passed=row[3], received_at_ms=seq)
+        for seq, row in enumerate([*old, *new], 1)
+    ]
+    for count, at in (
+        (len(old), {}),
+        (len(whole), {}),
+        (len(whole), dict(zip(STAKES, stakes, strict=True))),
+    ):
+        partitions.put(*whole[:count])
+        made = partitions.made(**at)
+        assert_whole(made, newest_versions(log_of(*whole[:count])), validators(**at))
+        again = partitions.made(**at)
+        assert again.anew == 0
+        assert_whole(again, newest_versions(log_of(*whole[:count])), validators(**at))
+
+
+def test_only_what_changed_is_made_anew(partitions):
+    assert partitions.made().anew == 4
+    assert partitions.made().anew == 0
+    partitions.put(sample(6, "V", "M", 160, is_passed=True))
+    assert partitions.made().anew == 1
+    # Two files a partition, and no others.
+    assert len(partitions.kept()) == 8
+
+
+def test_other_stakes_and_other_rules_make_all_anew(partitions, monkeypatch):
+    partitions.made()
+    assert partitions.made(V=11).anew == 4
+    monkeypatch.setattr(tallies, "_rules", lambda: "other rules")
+    assert partitions.made(V=11).anew == 4
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "emptied", "removed", "exchanged"])
+def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm):
+    before = partitions.made()
+    first, *_, last = partitions.kept()
+    content = first.read_bytes()
+    match harm:
+        case "changed":
+            first.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+        case "cut":
+            first.write_bytes(content[:-1])
+        case "emptied":
+            first.write_bytes(b"")
+        case "removed":
+            first.unlink()
+        case "exchanged":
+            first.write_bytes(last.read_bytes()[:64] + content[64:])
+    after = partitions.made()
+    assert after.anew == 1
+    assert_frame_equal(after.verdicts, before.verdicts)
+    assert partitions.made().anew == 0
+
+
+@pytest.mark.parametrize("lie", ["elsewhere", "key twice", "seq twice", "miscounted"])
+def test_a_partition_that_contradicts_itself_is_told_and_never_kept(partitions, lie):
+    part = partitions.manifest.votes["0"]
+    rows = partitions.archive.read(part)
+    harmed = {
+        "elsewhere": rows.with_columns(task_id=pl.lit(700, pl.Int64), task_key=pl.lit("700")),
+        "key twice": pl.concat([rows, rows.head(1).with_columns(seq=pl.lit(70, pl.Int64))]),
+        "seq twice": rows.with_columns(seq=pl.lit(1, pl.Int64)),
+        "miscounted": rows.head(1),
+    }[lie]
+    wrong = partitions.archive.write("votes/0", "lie", harmed)
+    if lie == "miscounted":
+        wrong = type(wrong)(**{**wrong.__dict__, "rows": 2})
+    partitions.manifest = with_vote_parts(partitions.manifest, {"0": wrong}, 5)
+    assert any(wrong.file in problem for problem in partitions.made().problems)
+    again = partitions.made()
+    assert again.problems
+    assert again.anew == 1
+
+
+def test_a_damaged_file_of_the_archive_is_not_counted(partitions):
+    path = partitions.archive.directory / partitions.manifest.votes["0"].file
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArchiveError, match="damaged"):
+        partitions.made()
+
+
+def test_what_cannot_be_kept_is_made_again(partitions, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    before = partitions.made()
+    for path in partitions.kept():
+        path.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.write_bytes", full)
+        assert_frame_equal(partitions.made().verdicts, before.verdicts)
+    assert partitions.kept() == []
