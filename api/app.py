@@ -8,6 +8,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.clients import Clients
 from api.dependencies import Service
 from api.edge import AdminReads, BrowserHeaders, PrebuiltAnswers
 from api.errors import install_error_handlers
@@ -43,6 +44,7 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         metrics = Metrics()
+        # Not opened on a disk in trouble, it opens later: a worker that fails here ends all others.
         log = open_log(warehouse_settings, metrics.commit)
         try:
             snapshots = Snapshots(settings, Generations(warehouse_settings))
@@ -82,9 +84,10 @@ def create_app(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
     app: ASGIApp = create_api(settings, warehouse_settings)
     app = with_cors(app, settings)
     # Before what answers a preflight: a signature may be on one, too.
-    app = AdminReads(app)
-    app = Bounds(app, settings)
+    app = AdminReads(app, settings)
+    clients = Clients(settings)
+    app = Bounds(app, settings, clients)
     cache_control = f"public, max-age={settings.cache_max_age_seconds}"
     app = PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
-    app = AddressRates(app, settings)
+    app = AddressRates(app, settings, clients)
     return Observed(BrowserHeaders(app))

@@ -61,15 +61,15 @@ class Service:
         if latest is not None and not latest.is_covered_by(self.reader.head):
             raise LogUnavailableError("the log ends before what the current generation counts")
 
-    def check_rate(self, hotkey: str) -> None:
-        """Count a request that a hotkey signed; raise `TooManyRequestsError` for one too many.
+    def check_rate(self, hotkey: str, cost: int = 1) -> None:
+        """Count what a hotkey signed as `cost` requests; raise `TooManyRequestsError` for too many.
 
         Never before the signature is verified: anybody could use up another's line.
         """
         per_second = self.settings.rate_per_hotkey
         if per_second:
             wait_seconds = self.rates.wait_seconds(
-                f"hotkey {hotkey}", per_second, self.settings.rate_per_hotkey_burst
+                f"hotkey {hotkey}", per_second, self.settings.rate_per_hotkey_burst, cost
             )
             if wait_seconds:
                 self.metrics.rate_limited.labels("hotkey").inc()
@@ -155,7 +155,7 @@ async def _use_up(request: Request, parts: Service, error: UnauthorizedError) ->
     if body is None:
         body = await read_body(request, parts.settings.max_body_size)
     if is_signed(given, method_of(request), path_of(request), body):
-        parts.check_rate(given.hotkey)
+        parts.check_rate(given.hotkey, parts.settings.rate_refused_cost)
         await parts.remember_signature(given.signature, int(given.timestamp) * 1000)
 
 
@@ -216,7 +216,9 @@ async def validator_hotkey_in_path(validator_hotkey: HotkeyText) -> str:
 MinerHotkey = Annotated[str, Depends(miner_hotkey_in_path)]
 ValidatorHotkey = Annotated[str, Depends(validator_hotkey_in_path)]
 TaskId = Annotated[int, Path(ge=0, le=INT63_MAX)]
-Limit200 = Annotated[int, Query(ge=1, le=500)]
+# As the contract has it: a page is some MB at most.
+PAGE_ROWS_MAX = 500
+RowLimit = Annotated[int, Query(ge=1, le=PAGE_ROWS_MAX)]
 
 
 def parsed_json(content: bytes) -> Any:

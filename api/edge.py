@@ -13,8 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import UnauthorizedError, credentials, is_signed, method_of, path_of, read_body
 from api.caching import is_match
 from api.dependencies import Service
-from api.errors import BodyTooLargeError, error_response, log_error_response
+from api.errors import (
+    BodyTooLargeError,
+    TooManyRequestsError,
+    error_response,
+    limit_response,
+    log_error_response,
+)
 from api.instants import now_ms
+from api.limits import with_cors
+from api.settings import ApiSettings
 from warehouse.log import LogError
 
 # No answer is a page but the API document, whose scripts FastAPI has from a CDN.
@@ -131,7 +139,6 @@ class PrebuiltAnswers:
         if origin in self._origins:
             allowed = [
                 (b"access-control-allow-origin", origin),
-                (b"access-control-allow-credentials", b"true"),
                 self._exposed,
             ]
             start = {**start, "headers": [*start["headers"], *allowed]}
@@ -170,8 +177,9 @@ class AdminReads:
     DELETE, whose body is empty too. It is remembered durably before the read is answered.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -188,17 +196,23 @@ class AdminReads:
             body = await self._remembered_body(request, service)
         except ClientDisconnect:
             return  # nobody is there to read an answer
-        except UnauthorizedError as error:
-            await error_response(401, error.detail)(scope, receive, send)
-            return
-        except BodyTooLargeError as error:
-            await error_response(413, str(error))(scope, receive, send)
-            return
-        except LogError as error:
-            answer = log_error_response(error, service.settings.retry_after_seconds)
+        except (UnauthorizedError, BodyTooLargeError, TooManyRequestsError, LogError) as error:
+            if isinstance(error, UnauthorizedError):
+                service.metrics.auth_failures.labels(error.reason).inc()
+            answer = with_cors(self._answer(error), self._settings)
             await answer(scope, receive, send)
             return
         await self._app(scope, receive if body is None else _replayed(body, receive), send)
+
+    def _answer(self, error: Exception) -> ASGIApp:
+        if isinstance(error, UnauthorizedError):
+            return error_response(401, error.detail)
+        if isinstance(error, BodyTooLargeError):
+            return error_response(413, str(error))
+        retry_after_seconds = self._settings.retry_after_seconds
+        if isinstance(error, LogError):
+            return log_error_response(error, retry_after_seconds)
+        return limit_response(error, retry_after_seconds)
 
     async def _remembered_body(self, request: Request, service: Service) -> bytes | None:
         """Return the body if it had to be read to know what was signed."""
@@ -222,6 +236,8 @@ class AdminReads:
         # An admin that submits samples needs the signature for that; an empty body has none.
         is_submission = bool(body) and request.scope["path"] in SAMPLE_WRITES
         if not is_submission and is_signed(given, method_of(request), path_of(request), body):
+            # A copy of it costs a commit as well.
+            service.check_rate(given.hotkey)
             await service.remember_signature(given.signature, int(given.timestamp) * 1000)
         return body
 

@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
 
 from api.models import ErrorResponse, ValidationErrorResponse
+from api.request_ids import request_id
 from warehouse.generation import GenerationError
 from warehouse.log import (
     LogBusyError,
@@ -183,7 +184,8 @@ def install_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
         return Response(status_code=400)  # nobody is there to read it
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        facts = {"request_id": request_id(request.scope)}
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=facts)
         return error_response(500, "Internal Server Error")
 
     app.add_exception_handler(RequestValidationError, invalid)

@@ -5,14 +5,16 @@ when the log cannot have the whole answer: Parquet takes tens of milliseconds wh
 less than one.
 """
 
+import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import duckdb
 
 from api.snapshot import Snapshots
 from warehouse.generation import archived_rows
-from warehouse.log import LogReader, LogUnavailableError
+from warehouse.log import LogReader, LogUnavailableError, VoteRow
 from warehouse.records import StoredSample
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES
 
@@ -35,8 +37,17 @@ SAMPLES_BY_SEQ = """
     JOIN (FROM ({texts}) WHERE seq IN (SELECT unnest($seqs))) AS t USING (seq)
     ORDER BY v.seq DESC
 """
-# More than a task can have: 256 validators about 256 miners.
+VOTES_OF_TASK = """
+    SELECT seq, received_at_ms, validator_hotkey, miner_hotkey, task_id, task_key, is_passed,
+        confidence, latency_ms
+    FROM ({votes}) WHERE seq <= $dropped_through AND task_key = $task_key
+    ORDER BY seq DESC LIMIT $rows_max
+"""
+PROMPT = "SELECT prompt FROM ({texts}) WHERE seq = $seq"
+# 256 validators about 256 miners. A validator may make miners up; what is beyond is not shown.
 TASK_ROWS_MAX = 65_536
+
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -73,6 +84,31 @@ class History:
         found = self._filled_up(recent, TASK_ROWS_MAX, task_key=task_key, **whose)
         return sorted(found, key=lambda sample: (sample.miner_hotkey, sample.validator_hotkey))
 
+    def votes_of_task(self, task_key: str) -> list[VoteRow]:
+        """Return the narrow part of a task's current samples by (miner, validator)."""
+        found = self._log.votes_of_task(task_key, TASK_ROWS_MAX)
+        dropped_through = self._log.dropped_through()
+        if dropped_through and len(found) < TASK_ROWS_MAX:
+            newer = {(vote.validator_hotkey, vote.miner_hotkey) for vote in found}
+            bindings = {"task_key": task_key, "dropped_through": dropped_through}
+            rows = self._asked(VOTES_OF_TASK, {**bindings, "rows_max": TASK_ROWS_MAX})
+            archived = map(VoteRow._make, rows)
+            found += [
+                one for one in archived if (one.validator_hotkey, one.miner_hotkey) not in newer
+            ]
+        if len(found) >= TASK_ROWS_MAX:
+            logger.warning(
+                "task %s has %d samples or more: not all are shown", task_key, len(found)
+            )
+        return sorted(found, key=attrgetter("miner_hotkey", "validator_hotkey"))[:TASK_ROWS_MAX]
+
+    def prompt(self, seq: int) -> str | None:
+        """Return the prompt of one sample, None where nobody has it (any more)."""
+        for chunk in self._log.texts_between(seq - 1, seq):
+            return chunk[0].prompt
+        rows = self._asked(PROMPT, {"seq": seq})
+        return str(rows[0][0]) if rows else None
+
     def _filled_up(
         self, recent: list[StoredSample], limit: int, **asked: str | None
     ) -> list[StoredSample]:
@@ -93,20 +129,21 @@ class History:
         columns = ("task_key", "validator_hotkey", "miner_hotkey")
         bindings = {name: asked.get(name) for name in columns}
         limits = {"dropped_through": dropped_through, "rows_max": rows_max}
+        found = self._asked(SEQS_OF, bindings | limits)
+        if not found:
+            return []
+        rows = self._asked(SAMPLES_BY_SEQ, {"seqs": [seq for (seq,) in found]})
+        return [StoredSample._make(row) for row in rows]
+
+    def _asked(self, sql: str, bindings: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Ask the archive of the current generation; `sql` names its parts."""
+        snapshot = self._snapshots.current()
+        sources = {
+            "votes": archived_rows(ARCHIVED_VOTES, snapshot.archive.votes),
+            "texts": archived_rows(ARCHIVED_TEXTS, snapshot.archive.texts),
+        }
         try:
-            snapshot = self._snapshots.current()
-            sources = {
-                "votes": archived_rows(ARCHIVED_VOTES, snapshot.archive.votes),
-                "texts": archived_rows(ARCHIVED_TEXTS, snapshot.archive.texts),
-            }
-            found = snapshot.ask(SEQS_OF.format(**sources), bindings | limits)
-            if not found:
-                return []
-            seqs = [seq for (seq,) in found]
-            return [
-                StoredSample._make(row)
-                for row in snapshot.ask(SAMPLES_BY_SEQ.format(**sources), {"seqs": seqs})
-            ]
+            return snapshot.ask(sql.format(**sources), bindings)
         except duckdb.Error as error:
             raise LogUnavailableError(f"the archive does not answer: {error}") from error
 

@@ -5,12 +5,11 @@ once. What a connection may do before and after its requests is said in `cli.con
 """
 
 import asyncio
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.clients import Clients
 from api.dependencies import Service
 from api.errors import (
     BodiesFullError,
@@ -19,38 +18,31 @@ from api.errors import (
     limit_response,
     overload_response,
 )
-from api.rates import network_of
 from api.settings import ApiSettings
 
-ADDRESSES_KEPT = 4_096
-EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Evaluation-Verified", "X-Server-Time")
+EXPOSED_HEADERS = (
+    "ETag", "Retry-After", "X-Evaluation-Verified", "X-Request-ID", "X-Server-Time"
+)  # fmt: skip
 
 
 class AddressRates:
-    """Refuses what one address puts beyond its rate, before anything else is looked at.
+    """Refuses what one address puts beyond its rate, before anything else is looked at."""
 
-    A trusted proxy that names no client is not limited itself: it stands for all of them, or it is
-    a program on this machine.
-    """
-
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, clients: Clients) -> None:
         self._app = app
         self._settings = settings
-        self._is_trusted = lru_cache(ADDRESSES_KEPT)(self._looked_up)
-        self._trusted = [ip_network(one) for one in settings.trusted_proxies]
+        self._clients = clients
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        settings, client = self._settings, scope.get("client")
-        if (
-            client is not None
-            and scope["type"] == "http"
-            and settings.rate_per_address
-            and not self._is_trusted(client[0])
-        ):
+        settings = self._settings
+        client = None
+        if scope["type"] == "http" and settings.rate_per_address:
+            client = self._clients.client(scope.get("client"))
+        if client is not None:
             service: Service = scope["state"]["service"]
             wait_seconds = service.rates.wait_seconds(
-                network_of(client[0]), settings.rate_per_address, settings.rate_per_address_burst
+                client, settings.rate_per_address, settings.rate_per_address_burst
             )
             if wait_seconds:
                 service.metrics.rate_limited.labels("address").inc()
@@ -60,64 +52,111 @@ class AddressRates:
                 return
         await self._app(scope, receive, send)
 
-    def _looked_up(self, address: str) -> bool:
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
+
+class Held:
+    """What is under way of one client, or of all, and how many bytes of bodies it may be."""
+
+    __slots__ = ("body_bytes", "body_bytes_max", "requests")
+
+    def __init__(self, body_bytes_max: int) -> None:
+        self.requests = 0
+        self.body_bytes = 0
+        self.body_bytes_max = body_bytes_max
+
+
+class UnderWay:
+    """The messages of one request, counted."""
+
+    def __init__(self, receive: Receive, send: Send, held: tuple[Held, ...]) -> None:
+        self._receive = receive
+        self._send = send
+        self._held = held
+        self._body_bytes = 0
+        self.is_read = self.is_answered = False
+
+    async def receive(self) -> Message:
+        """Receive; raise `BodiesFullError` where there is no room for what came."""
+        message = await self._receive()
+        count = len(message.get("body", b""))
+        self.is_read = not message.get("more_body", False)
+        self._body_bytes += count
+        for held in self._held:
+            held.body_bytes += count
+        if any(held.body_bytes > held.body_bytes_max for held in self._held):
+            raise BodiesFullError
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send."""
+        self.is_answered = True
+        await self._send(message)
+
+    def begin(self) -> None:
+        """Count the request."""
+        for held in self._held:
+            held.requests += 1
+
+    def end(self) -> None:
+        """Give back what was held."""
+        for held in self._held:
+            held.requests -= 1
+            held.body_bytes -= self._body_bytes
 
 
 class Bounds:
-    """Bounds requests in number, in time and in the bytes of their bodies, per worker."""
+    """Bounds requests in number, in time and in the bytes of their bodies, per worker.
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    One address may have a part of that, or it could keep everybody else out by sending slowly.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings, clients: Clients) -> None:
         self._app = app
         self._settings = settings
-        self._requests = 0
-        self._body_bytes = 0
+        self._clients = clients
+        self.held = Held(settings.body_bytes_under_way_max)
+        # Of those that have something under way.
+        self._held_by: dict[str, Held] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._requests >= self._settings.concurrent_requests_max:
+        client = self._clients.client(scope.get("client"))
+        if client is None:
+            await self._bounded(scope, receive, send, self.held)
+            return
+        own = self._held_by.get(client) or Held(self._settings.body_bytes_per_address_max)
+        if own.requests >= self._settings.requests_per_address_max:
+            detail = "too many requests of this address are under way; try again"
+            await self._refused(detail, scope, receive, send)
+            return
+        self._held_by[client] = own
+        try:
+            await self._bounded(scope, receive, send, own, self.held)
+        finally:
+            if not own.requests:
+                self._held_by.pop(client, None)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send, *held: Held) -> None:
+        if self.held.requests >= self._settings.concurrent_requests_max:
             await self._refused("too many requests are under way; try again", scope, receive, send)
             return
-        held_bytes, is_read, is_answered = 0, False, False
-
-        async def receive_counted() -> Message:
-            nonlocal held_bytes, is_read
-            message = await receive()
-            count = len(message.get("body", b""))
-            is_read = not message.get("more_body", False)
-            held_bytes += count
-            self._body_bytes += count
-            if self._body_bytes > self._settings.body_bytes_under_way_max:
-                raise BodiesFullError
-            return message
-
-        async def send_noted(message: Message) -> None:
-            nonlocal is_answered
-            is_answered = True
-            await send(message)
-
-        self._requests += 1
+        request = UnderWay(receive, send, held)
+        request.begin()
         try:
             async with asyncio.timeout(self._settings.request_seconds_max) as limit:
-                await self._app(scope, receive_counted, send_noted)
+                await self._app(scope, request.receive, request.send)
         except BodiesFullError as error:
             await self._refused(str(error), scope, receive, send)
         except TimeoutError:
             # What was begun and not taken is cut off by the server, which sees it unfinished.
             if not limit.expired():
                 raise
-            if not is_answered:
-                await self._too_slow(scope, receive, send, is_read=is_read)
+            if not request.is_answered:
+                await self._too_slow(scope, receive, send, is_read=request.is_read)
         finally:
-            self._requests -= 1
-            self._body_bytes -= held_bytes
+            request.end()
 
     async def _too_slow(self, scope: Scope, receive: Receive, send: Send, *, is_read: bool) -> None:
         seconds = self._settings.request_seconds_max
@@ -141,6 +180,5 @@ def with_cors(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
         allow_origins=settings.cors_origins or ("*",),
         allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
-        allow_credentials=bool(settings.cors_origins),
         expose_headers=EXPOSED_HEADERS,
     )

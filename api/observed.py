@@ -2,20 +2,18 @@
 
 The outermost layer, so that refusals of the others are seen, too. A line of the log has method,
 route, status, duration, hotkey and request id; never a body, a signature or a query. What anybody
-can provoke is counted and not told, or whoever likes fills the disk with lines.
+can provoke is counted and not told, but for what fails: a line of that costs its sender a request.
+A refusal names its id, so that whoever reports it and the line are brought together.
 """
 
 import logging
-import re
 import time
-from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dependencies import Service
+from api.request_ids import request_id
 
-# Taken over from a proxy, so that its lines and ours are found together.
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 OTHER = "other"
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -39,6 +37,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400:
+                    named = (b"x-request-id", request_id(scope).encode())
+                    message = {**message, "headers": [*message["headers"], named]}
             await send(message)
 
         try:
@@ -70,16 +71,6 @@ def _level(scope: Scope, route: str, status: int) -> int:
     is_let_in = "hotkey" in scope["state"]
     is_admins = is_let_in and scope["method"] not in READS and not route.startswith("/samples")
     return logging.INFO if is_admins else logging.DEBUG
-
-
-def request_id(scope: Scope) -> str:
-    """Return the id that the client or a proxy gave, or a new one; the same for one request."""
-    found: str | None = scope["state"].get("request_id")
-    if found is None:
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        found = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
-        scope["state"]["request_id"] = found
-    return found
 
 
 def _route(scope: Scope, service: Service) -> str:

@@ -6,7 +6,6 @@ not truth and not synced: whoever deletes it gives everybody a full line.
 """
 
 import hashlib
-import ipaddress
 import logging
 import mmap
 import os
@@ -26,8 +25,6 @@ SECRET_BYTES = 16
 HEADER_BYTES = 64
 FILE_BYTES = HEADER_BYTES + SETS * SET.size
 CREATED_SECONDS_MAX = 5.0
-# Who holds an IPv6 address holds all 2**64 of its network.
-IPV6_PREFIX = 64
 KEYS_KEPT = 8_192
 
 logger = logging.getLogger(__name__)
@@ -57,10 +54,11 @@ class Rates:
 
         self._key_of = lru_cache(KEYS_KEPT)(key_of)
 
-    def wait_seconds(self, name: str, per_second: float, burst: int) -> float:
-        """Take one from a line; return 0, or how long it takes until there is one to take.
+    def wait_seconds(self, name: str, per_second: float, burst: int, cost: int = 1) -> float:
+        """Take `cost` from a line; return 0, or how long it takes until there is as much to take.
 
-        `burst` is what a full line holds. A request that is refused costs nothing.
+        `burst` is what a full line holds; what costs more takes all of it. A request that is
+        refused costs nothing.
         """
         key = self._key_of(name)
         now = time.monotonic_ns()
@@ -71,10 +69,11 @@ class Rates:
         # The clock begins anew with the machine: what lies further ahead is from before.
         if not now < full_at <= now + burst * interval:
             full_at = now
-        ahead = full_at + interval - now - burst * interval
+        cost = min(cost, burst)
+        ahead = full_at + (cost - burst) * interval - now
         if ahead > 0:
             return ahead / 1e9
-        SLOT.pack_into(self._table, start + slot * SLOT.size, key, full_at + interval)
+        SLOT.pack_into(self._table, start + slot * SLOT.size, key, full_at + cost * interval)
         return 0.0
 
     def close(self) -> None:
@@ -117,17 +116,3 @@ def _is_whole(path: Path) -> bool:
             return file.read(len(MAGIC)) == MAGIC and os.fstat(file.fileno()).st_size == FILE_BYTES
     except FileNotFoundError:
         return False
-
-
-@lru_cache(KEYS_KEPT)
-def network_of(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or an IPv6 network."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:255]  # what a trusted proxy calls its client
-    if parsed.version == 4:
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))

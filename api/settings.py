@@ -35,12 +35,17 @@ class ApiSettings(BaseSettings):
     require_signature_v2: Literal["none", "admin", "all"] = Field(
         "none", description="Which routes refuse scheme 1: none, admin routes, or all signed ones."
     )
-    max_body_size: int = Field(2 * 2**20, gt=0, description="Bytes of a request body, at most.")
+    max_body_size: int = Field(
+        2 * 2**20,
+        gt=0,
+        description="Bytes of a request body, at most; more is 413. A full batch with 2 kB of "
+        "texts a sample has a tenth of it.",
+    )
     samples_per_batch_max: int = Field(100, gt=0, description="Samples in one batch, at most.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Origins whose pages may read the API, by comma. Empty: every origin, without "
-        "credentials.",
+        description="Origins whose pages may read the API, by comma. Empty: every origin. There "
+        "are no credentials.",
     )
     snapshot_poll_seconds: float = Field(
         0.25, gt=0, description="How often the pointer to the current generation is read."
@@ -78,6 +83,13 @@ class ApiSettings(BaseSettings):
     rate_per_hotkey_burst: int = Field(
         1_000, gt=0, le=10**6, description="How many of them at once, after a rest."
     )
+    rate_refused_cost: int = Field(
+        100,
+        gt=0,
+        le=10**6,
+        description="How many requests a write counts for that is refused only for now (stamped "
+        "too early, or on the blacklist): its signature is remembered, which takes room.",
+    )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         ("127.0.0.1", "::1"),
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, by comma. "
@@ -99,7 +111,25 @@ class ApiSettings(BaseSettings):
         64 * 2**20,
         gt=0,
         description="Bytes of request bodies that one worker holds, at most; more is 503 with "
-        "Retry-After.",
+        "Retry-After. So slow senders cannot fill its memory.",
+    )
+    requests_per_address_max: int = Field(
+        100,
+        gt=0,
+        description="Requests under way of one address in one worker, so that nobody takes all of "
+        "CONCURRENT_REQUESTS_MAX; more is 503. A trusted proxy stands for the clients it names.",
+    )
+    body_bytes_per_address_max: int = Field(
+        16 * 2**20,
+        gt=0,
+        description="Bytes of request bodies of one address in one worker, so that nobody takes "
+        "all of BODY_BYTES_UNDER_WAY_MAX; more is 503.",
+    )
+    shutdown_seconds_max: float = Field(
+        10.0,
+        gt=0,
+        description="How long requests under way may take when the service is told to end; then "
+        "they are cut off. Whoever stops it must wait for longer.",
     )
     header_seconds_max: float = Field(
         10.0, gt=0, description="How long a new connection may take until its request has a head."
@@ -111,7 +141,15 @@ class ApiSettings(BaseSettings):
         5.0, gt=0, description="How long a connection is kept after its last answer."
     )
     connections_max: int = Field(
-        1_000, gt=0, description="Connections of one worker; one more is closed at once."
+        1_000,
+        gt=0,
+        description="Connections of one worker; one more is closed at once. Each takes a handle.",
+    )
+    connections_per_address_max: int = Field(
+        200,
+        gt=0,
+        description="Connections of one address to one worker, trusted proxies aside; one more is "
+        "closed at once.",
     )
     metrics_port: int = Field(
         0,

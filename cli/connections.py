@@ -5,16 +5,29 @@ limits are the application's settings, which the lifespan hands to every connect
 """
 
 import asyncio
+from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from api.clients import Clients
 from api.settings import ApiSettings
 
 # A body in chunks is larger on the wire than the body is.
 BODY_ON_WIRE_MAX = 2
 CHUNK_BYTES_MAX = 256 * 1024
 HEAD_IS_TOO_LARGE = b'{"detail":"the head of the request is larger than HEADER_BYTES_MAX"}'
+
+
+# How many connections each client has to this worker.
+CONNECTIONS: Counter[str] = Counter()
+
+
+@lru_cache(1)
+def clients_of(settings: ApiSettings) -> Clients:
+    """Return who tells clients apart; one for all connections."""
+    return Clients(settings)
 
 
 class HeadTooLargeError(Exception):
@@ -64,13 +77,31 @@ class BoundedConnection(HttpToolsProtocol):
         # One for each thing that must happen in time: a head, and the taking of an answer.
         self._head_timer: asyncio.TimerHandle | None = None
         self._taken_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > self._settings.connections_max:
+        self._is_counted = self._take_room()
+        if not self._is_counted:
             transport.abort()
             return
         self._await_head()
 
+    def _take_room(self) -> bool:
+        """Tell whether there is room for this connection, and take it."""
+        # Of the peer, whatever a request of it says of whom it is for.
+        peer = self.transport.get_extra_info("peername")
+        self._client = clients_of(self._settings).client(peer)
+        if len(self.connections) > self._settings.connections_max:
+            return False
+        if self._client is not None:
+            if CONNECTIONS[self._client] >= self._settings.connections_per_address_max:
+                return False
+            CONNECTIONS[self._client] += 1
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
+        if self._is_counted and self._client is not None:
+            CONNECTIONS[self._client] -= 1
+            if not CONNECTIONS[self._client]:
+                del CONNECTIONS[self._client]
         self._head_came()
         self._answer_taken()
         super().connection_lost(exc)
@@ -210,6 +241,7 @@ def server_options(settings: ApiSettings) -> dict[str, Any]:
         "http": BoundedConnection,
         "ws": "none",
         "timeout_keep_alive": settings.keep_alive_seconds,
+        "timeout_graceful_shutdown": settings.shutdown_seconds_max,
         "proxy_headers": True,
         "forwarded_allow_ips": list(settings.trusted_proxies),
     }

@@ -26,12 +26,12 @@ from cli.listening import bound
 from cli.logs import LOG_LEVEL, write_logs
 from cli.options import log_level_option
 from cli.processes import StopRequested, kept_running, stop_signals
+from warehouse.files import LockTimeoutError, locked
 from warehouse.settings import WarehouseSettings
 
 logger = logging.getLogger(__name__)
 
 APP = "cli.serve:app_from_environment"
-GRACEFUL_SECONDS = 10
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 # In memory: the counters are mapped files with holes, and a write into a hole ends the process
 # where the disk is full.
@@ -60,7 +60,7 @@ def address_family(host: str) -> int:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def refuse_taken_port(host: str, port: int) -> None:
+def refuse_taken_port(host: str, port: int, chosen_with: str = "--host and --port") -> None:
     """Raise a failure that says so if the address cannot be had."""
     # Without SO_REUSEPORT: nobody shares a port with another service by mistake.
     with socket.socket(address_family(host), socket.SOCK_STREAM) as probe:
@@ -70,20 +70,37 @@ def refuse_taken_port(host: str, port: int) -> None:
         except OSError as error:
             raise click.ClickException(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; "
-                "choose another one with --host and --port"
+                f"choose another one with {chosen_with}"
             ) from error
 
 
-def shared_directory(home: Path) -> Path:
-    """Return an empty directory, of nobody else, for the counters of the workers of a home."""
+def counters_of(home: Path) -> Path:
+    """Return the directory for the counters of the workers of a home."""
     name = f"leoma-{os.getuid()}-{hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:16]}"
     place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else home.absolute() / "run"
-    path = place / name
+    return place / name
+
+
+@contextlib.contextmanager
+def held_counters(home: Path) -> Iterator[Path]:
+    """Have that directory, empty and of nobody else, while the block lasts."""
+    path = counters_of(home)
     if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
         raise click.ClickException(f"{path} belongs to somebody else")
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700, parents=True)
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Or a second service would take the counters from below the workers of the first.
+        with locked(path.with_name(path.name + ".lock"), 0):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(mode=0o700)
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+    except LockTimeoutError:
+        raise click.ClickException(
+            f"another `leoma serve` shows the metrics of {home}; set METRICS_PORT=0 for this one"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -92,15 +109,13 @@ def exported_metrics(settings: ApiSettings, warehouse: WarehouseSettings) -> Ite
     if not settings.metrics_port:
         yield
         return
-    directory = shared_directory(warehouse.leoma_home)
-    # The library looks where to keep numbers when it is imported, here and in the workers.
-    os.environ[METRICS_DIRECTORY] = str(directory)
-    exporter = importlib.import_module("cli.exporter")
-    try:
+    refuse_taken_port(settings.metrics_host, settings.metrics_port, "METRICS_PORT")
+    with held_counters(warehouse.leoma_home) as directory:
+        # The library looks where to keep numbers when it is imported, here and in the workers.
+        os.environ[METRICS_DIRECTORY] = str(directory)
+        exporter = importlib.import_module("cli.exporter")
         with exporter.exported_metrics(settings, warehouse, directory):
             yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def raise_handle_limit() -> None:
@@ -158,7 +173,6 @@ def _run(*, host: str, port: int, workers: int, **options: Any) -> None:
         "loop": "uvloop",
         "log_config": None,
         "server_header": False,
-        "timeout_graceful_shutdown": GRACEFUL_SECONDS,
     }
     if workers == 1:
         uvicorn.run(APP, host=host, port=port, **options)

@@ -3,6 +3,7 @@
     LogError
     ├── LogBusyError          too much is waiting for a commit: try again in a moment
     ├── LogUnavailableError   the log cannot be written or read now
+    │   └── WrongLogError       what is in its place is no log of this software: waiting is no help
     └── RefusedError          nothing was stored, and repeating will not help
         ├── SignatureUsedError      an admin's signature was seen before
         ├── TaskGoesBackwardsError  the announced task is below the latest one
@@ -46,6 +47,10 @@ class LogBusyError(LogError):
 
 class LogUnavailableError(LogError):
     """The log cannot be read or written now."""
+
+
+class WrongLogError(LogUnavailableError):
+    """What is in the log's place is no log that this software reads, or none can be there."""
 
 
 class RefusedError(LogError):
@@ -204,7 +209,11 @@ class LogWriter(Protocol):
         """
 
     def problem(self) -> str | None:
-        """Return why the last commit failed, and when; None if it did not, or there was none."""
+        """Return why the last commit failed, and when; None if it did not, or there was none.
+
+        A failed one is followed by tries that store nothing, so that this ends when its cause does.
+        Damage is told until something is stored.
+        """
 
     def close(self) -> None:
         """Finish what was accepted, then let go of everything."""
@@ -242,6 +251,9 @@ class LogReader(Protocol):
         miner_hotkey: str | None = None,
     ) -> list[StoredSample]:
         """Return a task's current samples by (miner, validator), of one of them if given."""
+
+    def votes_of_task(self, task_key: str, limit: int) -> list[VoteRow]:
+        """Return the narrow part of a task's current samples, `limit` at most, in no order."""
 
     def latest_sampled_task(self) -> int | None:
         """Return the greatest task id of any sample, None where there is none."""

@@ -8,7 +8,7 @@ lock, which is fairer than SQLite's own busy handler (p99 of a commit 12 ms agai
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +41,7 @@ from warehouse.sqlite_schema import (
     LogDamagedError,
     close_all,
     connect_to_write,
+    is_closed,
     lock_path,
     translated_errors,
 )
@@ -50,6 +51,8 @@ ZSTD_LEVEL = 1  # bodies shrink to a third; level 3 takes twice the time for 4 %
 # The upper pages of the indexes, and what one commit changes, stay in memory.
 WRITER_CACHE_KIB = 16_384
 ROW_BYTES = 200  # what a record costs beside its body, for the queue's account
+# How often it is tried whether commits succeed again, while nobody appends.
+TRY_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -81,6 +84,7 @@ class SqliteLog(SqliteReader):
         super().__init__(settings)
         self._on_commit = on_commit
         self._problem: str | None = None
+        self._is_to_be_tried = False
         self._arrived = Condition()
         self._queue: deque[_Pending] = deque()
         self._queued_bytes = 0
@@ -161,20 +165,29 @@ class SqliteLog(SqliteReader):
         """Commit group after group until the log closes and nothing waits."""
         connection: apsw.Connection | None = None
         file: tuple[int, int] | None = None
-        while group := self._next_group():
+        while (group := self._next_group()) is not None:
             try:
                 for pending in group:
                     pending.packed_body = zstandard.compress(pending.body, ZSTD_LEVEL)
                 with translated_errors():
-                    if connection is None:
+                    if connection is None or is_closed(connection):
                         file = _identity(self.path)
                         connection = _open_for_writing(self.path)
                     _refuse_another(self.path, file)
-                self._commit_all(connection, group)
-                self._problem = None
+                try:
+                    self._commit_all(connection, group)
+                except apsw.ReadOnlyError:
+                    # It can be written again, but not through what was opened meanwhile.
+                    close_all()
+                    connection = _open_for_writing(self.path)
+                    self._commit_all(connection, group)
+                self._problem, self._is_to_be_tried = None, False
             except Exception as error:  # noqa: BLE001  (whatever it was, the callers must hear it)
                 at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-                self._problem = f"{_unavailable(error)} (last tried {at})"
+                failure = _unavailable(error)
+                self._problem = f"{failure} (last tried {at})"
+                # A damaged page need not be one that a try meets; and such a file is left as it is.
+                self._is_to_be_tried = not isinstance(failure, LogDamagedError)
                 for pending in group:
                     pending.future.set_exception(_unavailable(error))
                 # A connection that failed in mid-commit is not trusted again.
@@ -182,16 +195,17 @@ class SqliteLog(SqliteReader):
                     with contextlib.suppress(apsw.Error):
                         connection.close(True)
                     connection = None
-                if isinstance(error, apsw.ReadOnlyError):
-                    close_all()
         if connection is not None:
             connection.close()
 
     def _commit_all(self, connection: apsw.Connection, group: list[_Pending]) -> None:
         """Commit a group and tell everybody in it; what cannot be applied fails alone.
 
-        Raises when nothing of what is left in `group` is known to be stored.
+        An empty group is a try. Raises when nothing of what is left in `group` is known to be
+        stored.
         """
+        if not group:
+            self._try_out(connection)
         while group:
             begun = time.perf_counter()
             try:
@@ -211,16 +225,20 @@ class SqliteLog(SqliteReader):
                 self._on_commit(len(group), seconds)
             return
 
-    def _next_group(self) -> list[_Pending]:
-        """Wait for work and take what one commit may hold; an empty list ends the writer."""
+    def _next_group(self) -> list[_Pending] | None:
+        """Wait for work and take what one commit may hold; None ends the writer.
+
+        An empty group is a try: the last commit failed, and nobody has appended since.
+        """
         group: list[_Pending] = []
         group_bytes = 0
         with self._arrived:
             while not group:
                 while not self._queue:
                     if self._is_closing:
+                        return None
+                    if not self._arrived.wait(TRY_SECONDS if self._is_to_be_tried else None):
                         return []
-                    self._arrived.wait()
                 while self._queue and (
                     not group
                     or group_bytes + self._queue[0].queued_bytes
@@ -236,21 +254,34 @@ class SqliteLog(SqliteReader):
 
     def _commit(self, connection: apsw.Connection, group: list[_Pending]) -> None:
         """Apply a group in one transaction; when this returns, all of it is durable."""
+        with self._transaction(connection):
+            transaction = Transaction(connection)
+            for pending in group:
+                try:
+                    pending.outcome = pending.apply(transaction, pending.packed_body)
+                except RefusedError as refusal:
+                    pending.outcome = refusal
+                except DAMAGE:
+                    # No fault of this one; and what the connection keeps of the file in memory
+                    # would outlive the damage.
+                    raise
+                except Exception as error:
+                    raise _ApplyError(pending, error) from error
+
+    def _try_out(self, connection: apsw.Connection) -> None:
+        """Make a durable commit that changes nothing: what a number was is written again.
+
+        SQLite writes and syncs the page of this one whether it has changed or not.
+        """
+        with self._transaction(connection):
+            connection.pragma("user_version", connection.pragma("user_version"))
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: apsw.Connection) -> Iterator[None]:
         with locked(lock_path(self.path), self.settings.log_lock_seconds_max):
             connection.execute("BEGIN IMMEDIATE")
             try:
-                transaction = Transaction(connection)
-                for pending in group:
-                    try:
-                        pending.outcome = pending.apply(transaction, pending.packed_body)
-                    except RefusedError as refusal:
-                        pending.outcome = refusal
-                    except DAMAGE:
-                        # No fault of this one; and what the connection keeps of the file in memory
-                        # would outlive the damage.
-                        raise
-                    except Exception as error:
-                        raise _ApplyError(pending, error) from error
+                yield
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:

@@ -44,6 +44,9 @@ SAMPLE_TYPES = (
     int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE, str, str, str,
     TEXT_OR_NONE, TEXT_OR_NONE,
 )  # fmt: skip
+VOTE_TYPES = (
+    int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE
+)  # fmt: skip
 SAMPLE_COLUMNS = """
     s.seq, s.received_at_ms, v.hotkey, m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL),
     t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
@@ -87,6 +90,15 @@ OF_SUBMISSION = f"""
 OF_TASK = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
     WHERE s.task = :task AND {IS_CURRENT}
+"""
+VOTES_OF_TASK = f"""
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
+        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+        s.confidence, s.latency_ms
+    FROM samples AS s INDEXED BY samples_version
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.task = :task AND {IS_CURRENT} LIMIT :limit
 """
 OF_TASK_AND_VALIDATOR = f"""
     SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
@@ -230,6 +242,10 @@ class SqliteReader:
         found = self._samples(question, {"task": stored_task(task_key), **asked})
         # Sorted here: SQLite would copy the wide rows to sort them.
         return sorted(found, key=attrgetter("miner_hotkey", "validator_hotkey"))
+
+    def votes_of_task(self, task_key: str, limit: int) -> list[VoteRow]:
+        asked = {"task": stored_task(task_key), "limit": limit}
+        return [VoteRow._make(row) for row in self._rows(VOTES_OF_TASK, asked, VOTE_TYPES)]
 
     def latest_sampled_task(self) -> int | None:
         # Any text is greater than any integer.

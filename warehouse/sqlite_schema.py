@@ -6,7 +6,10 @@ only grow. `sqlite_reads` asks, `sqlite_log` appends, `sqlite_keeper` checks and
 """
 
 import contextlib
+import errno
+import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +17,12 @@ from pathlib import Path
 import apsw
 
 from warehouse.files import fsync_path, locked, make_directory
-from warehouse.log import LogUnavailableError
+from warehouse.log import LogUnavailableError, WrongLogError
 
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 5_000
+# A question takes milliseconds: so long those that are under way are waited for.
+IN_USE_SECONDS_MAX = 0.2
 # The commit that reaches this many WAL pages (16 MiB) also moves them into the file, under the
 # same lock as the commit, so that no two connections ever checkpoint at once.
 WAL_CHECKPOINT_PAGES = 4_096
@@ -204,6 +209,8 @@ def schema_statements() -> str:
 
 # A text that is none is in no file that was written here.
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+# The settings name a place where there can be no log, or one of somebody else.
+WRONG_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 class LogDamagedError(LogUnavailableError):
@@ -217,13 +224,21 @@ class LogDamagedError(LogUnavailableError):
         )
 
 
+class NoLogError(LogDamagedError, WrongLogError):
+    """The file is no database at all."""
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """Raise the database's errors as `LogUnavailableError`, with what SQLite said."""
     try:
         yield
+    except apsw.NotADBError as error:
+        raise NoLogError(error) from error
     except DAMAGE as error:
         raise LogDamagedError(error) from error
+    except WRONG_PLACE as error:
+        raise WrongLogError(f"the log does not answer: {error}") from error
     except apsw.ReadOnlyError as error:
         close_all()
         raise LogUnavailableError(f"the log does not answer: {error}") from error
@@ -240,16 +255,15 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
     """Create the log at `path` unless it is there; several processes may call this at once.
 
     A log of an earlier version becomes one of this version, whole or not at all. Raises
-    `LogUnavailableError` when the file cannot be made or has a later version's schema.
+    `LogUnavailableError` when the file cannot be made or opened now, and `WrongLogError` when it
+    is something else or has a later version's schema.
     """
     with translated_errors():
         make_directory(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         with locked(lock_path(path), lock_seconds_max):
-            # What a killed writer left in the WAL is seen from now on, and its repeat answered:
-            # not before it is on the disk.
-            wal = path.with_name(path.name + "-wal")
-            if wal.exists():
-                fsync_path(wal)
+            _sync_wal(path)
             connection = connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             try:
                 version = connection.pragma("user_version")
@@ -268,10 +282,14 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
 
 
 def require_log(path: Path) -> None:
-    """Raise `LogUnavailableError` unless there is a log of this version; change nothing."""
-    if not path.exists():
-        raise LogUnavailableError(f"there is no log at {path}")
+    """Raise `LogUnavailableError` unless there is a log of this version; change nothing.
+
+    `WrongLogError` where there is something else.
+    """
     with translated_errors():
+        if not path.exists():
+            raise LogUnavailableError(f"there is no log at {path}")
+        _sync_wal(path)
         connection = connect(path, apsw.SQLITE_OPEN_READONLY)
         try:
             _refuse_other_version(path, connection.pragma("user_version"))
@@ -279,11 +297,21 @@ def require_log(path: Path) -> None:
             connection.close()
 
 
+def _sync_wal(path: Path) -> None:
+    """Have what a killed writer left in the WAL on the disk.
+
+    Who opens the log sees it from then on, and its repeat is answered.
+    """
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists():
+        fsync_path(wal)
+
+
 def _refuse_other_version(path: Path, version: int) -> None:
     if version != SCHEMA_VERSION:
-        raise LogUnavailableError(
-            f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}"
-        )
+        # An earlier one becomes ours when it can be written.
+        refusal = LogUnavailableError if 0 <= version < SCHEMA_VERSION else WrongLogError
+        raise refusal(f"{path} has schema version {version}; this software reads {SCHEMA_VERSION}")
 
 
 class _Opened:
@@ -298,14 +326,19 @@ class _Opened:
             self._connections.add(connection)
 
     def close(self) -> None:
+        deadline = time.monotonic() + IN_USE_SECONDS_MAX
+        # Nobody opens one meanwhile: it would keep the mapping of those that are still in use.
         with self._guard:
-            connections = list(self._connections)
-        for connection in connections:
-            # One that another thread is using just now stays until the next time.
+            while not self._have_closed() and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    def _have_closed(self) -> bool:
+        """Close all connections that no thread is using just now; tell whether none is left."""
+        for connection in list(self._connections):
             with contextlib.suppress(apsw.Error):
                 connection.close(True)
-                with self._guard:
-                    self._connections.discard(connection)
+                self._connections.discard(connection)
+        return not self._connections
 
 
 _opened = _Opened()

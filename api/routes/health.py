@@ -19,6 +19,7 @@ router = APIRouter(tags=["health"])
 VERSION = version("leoma")
 # Anybody may ask this route, so it counts only so far.
 RESULTS_COUNTED_MAX = 10_000
+REMEDY = "look at the disk of LEOMA_HOME and at the limits of open files"
 
 
 def log_problem(log: LogReader) -> str | None:
@@ -27,7 +28,7 @@ def log_problem(log: LogReader) -> str | None:
         log.head()
         log.admin_state()
     except LogError as error:
-        return f"the log does not answer: {error}"
+        return f"{error}; {REMEDY}"
     return None
 
 
@@ -75,7 +76,7 @@ def storing_problems(parts: Service) -> list[str]:
     """Return what is wrong with a log that answers."""
     found = []
     if problem := parts.writer.problem():
-        found.append(f"nothing can be stored: {problem}; look at the disk of LEOMA_HOME")
+        found.append(f"nothing can be stored: {problem}; {REMEDY}")
     if problem := parts.reader.damage():
         found.append(problem)
     return found

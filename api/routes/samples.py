@@ -13,8 +13,8 @@ from api.bodies import INT63_MAX, SampleBatch, SampleSubmission, task_id_of
 from api.dependencies import (
     ByValidator,
     HotkeyQuery,
-    Limit200,
     MinerHotkey,
+    RowLimit,
     Samples,
     Service,
     TheService,
@@ -33,8 +33,6 @@ from warehouse.evaluation import evaluation
 from warehouse.records import Evaluation, Sample, SignedRequest, StoredSample
 
 router = APIRouter(prefix="/samples", tags=["samples"])
-
-Limit100 = Annotated[int, Query(ge=1, le=500)]
 
 
 def _answer(
@@ -147,7 +145,7 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
 
 
 @router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
-def newest(history: Samples, limit: Limit200 = 200) -> Response:
+def newest(history: Samples, limit: RowLimit = 200) -> Response:
     """Return the newest samples of all, newest first."""
     return _answers(history.newest_samples(limit))
 
@@ -192,7 +190,7 @@ def samples_of_task(
     dependencies=[Depends(validator)],
 )
 def samples_of_validator(
-    history: Samples, validator_hotkey: ValidatorHotkey, limit: Limit100 = 100
+    history: Samples, validator_hotkey: ValidatorHotkey, limit: RowLimit = 100
 ) -> Response:
     """Return one validator's samples, newest first."""
     return _answers(history.samples_of_validator(validator_hotkey, limit))
@@ -206,7 +204,7 @@ def samples_of_validator(
     dependencies=[Depends(validator)],
 )
 def samples_of_miner(
-    history: Samples, miner_hotkey: MinerHotkey, limit: Limit100 = 100
+    history: Samples, miner_hotkey: MinerHotkey, limit: RowLimit = 100
 ) -> Response:
     """Return the samples about one miner, newest first."""
     return _answers(history.samples_of_miner(miner_hotkey, limit))

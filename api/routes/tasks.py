@@ -34,6 +34,7 @@ from api.models import (
 from api.openapi import signed
 from api.routes.miners import tasks_of
 from api.snapshot import Snapshot
+from warehouse.log import VoteRow
 from warehouse.records import StoredSample
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
@@ -53,14 +54,14 @@ def is_passed(votes: Iterable[tuple[int, bool]]) -> bool:
     return passing_rao * 2 > stake_rao
 
 
-def verdict(samples: Sequence[StoredSample], snapshot: Snapshot) -> bool:
+def verdict(samples: Sequence[StoredSample | VoteRow], snapshot: Snapshot) -> bool:
     """Return the verdict of the current stakes on a task's samples about one miner."""
     return is_passed(
         (snapshot.stake_rao(sample.validator_hotkey), sample.passed) for sample in samples
     )
 
 
-def newest_latency_ms(samples: Iterable[StoredSample]) -> int | None:
+def newest_latency_ms(samples: Iterable[StoredSample | VoteRow]) -> int | None:
     """Return the latency of the newest sample that has one."""
     timed = [sample for sample in samples if sample.latency_ms is not None]
     return max(timed, key=attrgetter("seq")).latency_ms if timed else None
@@ -88,14 +89,12 @@ def _is_score(value: object) -> bool:
     return type(value) is int and -INT63_MAX <= value <= INT63_MAX
 
 
-def _shared_fields(
-    task_id: int, samples: Sequence[StoredSample], media: MediaLinks
-) -> dict[str, Any]:
+def _shared_fields(task_id: int, description: str, media: MediaLinks) -> dict[str, Any]:
     """Return what both details of a task say."""
     first_frame, original_clip = first_frame_key(task_id), original_clip_key(task_id)
     return {
         "task_id": task_id,
-        "description": max(samples, key=attrgetter("seq")).prompt,
+        "description": description,
         "s3_prefix": str(task_id),
         "first_frame_path": first_frame,
         "original_clip_path": original_clip,
@@ -134,24 +133,25 @@ def tasks_of_miner(
 @router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(400, 404, 503))
 def task(task_id: TaskId, history: Samples, snapshot: Current, parts: TheService) -> Response:
     """Return how a task came out for every miner that was judged on it."""
-    samples = history.samples_of_task(str(task_id))
-    if not samples:
+    votes = history.votes_of_task(str(task_id))
+    if not votes:
         raise HTTPException(404, "no samples of this task")
     by_miner = [
         (miner_hotkey, list(own))
-        for miner_hotkey, own in groupby(samples, key=attrgetter("miner_hotkey"))
+        for miner_hotkey, own in groupby(votes, key=attrgetter("miner_hotkey"))
     ]
+    prompt = history.prompt(max(vote.seq for vote in votes)) or ""
     answer = {
-        **_shared_fields(task_id, samples, parts.media),
+        **_shared_fields(task_id, prompt, parts.media),
         "miner_count": len(by_miner),
-        "validator_count": len({sample.validator_hotkey for sample in samples}),
+        "validator_count": len({vote.validator_hotkey for vote in votes}),
         "miners": [
             {
                 "miner_hotkey": miner_hotkey,
                 "passed": verdict(own, snapshot),
                 "validator_count": len(own),
                 "latency_ms": newest_latency_ms(own),
-                "updated": iso8601(max(sample.received_at_ms for sample in own)),
+                "updated": iso8601(max(vote.received_at_ms for vote in own)),
             }
             for miner_hotkey, own in by_miner
         ],
@@ -189,9 +189,10 @@ def task_of_miner(
     samples = history.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
     if not samples:
         raise HTTPException(404, "no samples of this task for this miner")
+    newest = max(samples, key=attrgetter("seq"))
     generated_video = generated_video_key(task_id, miner_hotkey)
     answer = {
-        **_shared_fields(task_id, samples, parts.media),
+        **_shared_fields(task_id, newest.prompt, parts.media),
         "miner_hotkey": miner_hotkey,
         "generated_video_path": generated_video,
         "generated_video_url": parts.media.url(generated_video),

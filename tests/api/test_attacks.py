@@ -928,13 +928,12 @@ def is_an_admins_read(attempt: Attempt) -> bool:
 
 
 def questions_of(row: Attack, answer: Answer) -> int:
-    """Return how often a refusal may ask the log: strangers never, and nobody more than twice.
+    """Return how often a refusal may ask the log: once, and only for who signed the request.
 
-    The only question is whether the blacklist has changed. It is put before the body is read, and
-    again when all of it has come.
+    The only question is whether the blacklist has changed.
     """
-    if answer.detail in (NO_SIGNATURE, NO_ADMIN):
-        return 2
+    if answer.detail == NO_ADMIN:
+        return 1
     # Of strangers the published blacklist is enough to tell.
     return 1 if answer.detail == BLACKLISTED and "outcast" not in row.name else 0
 

@@ -46,7 +46,7 @@ def test_the_document_may_load_its_scripts_and_nothing_may_frame_it(server):
     assert "cdn.jsdelivr.net" in answer.text
 
 
-def test_credentials_go_only_to_origins_that_are_named(server, module_home):
+def test_nobody_is_asked_for_credentials(server, module_home):
     origin = {"Origin": "https://evil.example"}
     open_to_all = server.get("/health", headers=origin).headers
     assert open_to_all["Access-Control-Allow-Origin"] == "*"
@@ -55,3 +55,6 @@ def test_credentials_go_only_to_origins_that_are_named(server, module_home):
     with Server(named, module_home) as other:
         for path in ("/health", "/weights"):
             assert "Access-Control-Allow-Origin" not in other.get(path, headers=origin).headers
+            own = other.get(path, headers={"Origin": "https://dashboard.example"}).headers
+            assert own["Access-Control-Allow-Origin"] == "https://dashboard.example"
+            assert "Access-Control-Allow-Credentials" not in own

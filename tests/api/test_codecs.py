@@ -22,10 +22,10 @@ from api.answers import (
 from api.auth import NAMES, UnauthorizedError, check_freshness, credentials
 from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
 from api.caching import is_match
+from api.clients import network_of
 from api.dependencies import fitted, parsed_json
 from api.instants import iso8601, parse_instant_ms
 from api.looks import NAME, answered_at_ms, note_answer
-from api.rates import network_of
 from tests.api.made_requests import spoilt_body, valid_body
 from tests.builders import hotkey, signed_headers
 from tests.properties import JSON_VALUES, changed, tried

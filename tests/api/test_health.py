@@ -1,16 +1,68 @@
 """Health, readiness and time."""
 
+import asyncio
+import contextlib
+import errno
+import os
 import re
 import time
 
 import apsw
+import pytest
 
+from api.app import create_api
 from api.models import HealthResponse
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
-from tests.builders import publish
+from tests.builders import hotkey, publish, sample_body
 from tests.warehouse.builders import append, sample
+from warehouse import sqlite_late, sqlite_log, sqlite_schema
+from warehouse.log import WrongLogError
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_transaction import Transaction
+
+SECONDS_MAX = 20
+
+
+class Locks:
+    """The log's lock, which cannot be opened while `is_broken`."""
+
+    def __init__(self):
+        self.is_broken, self.lock = False, sqlite_schema.locked
+
+    @contextlib.contextmanager
+    def __call__(self, path, timeout_seconds):
+        if self.is_broken:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        with self.lock(path, timeout_seconds):
+            yield
+
+
+@pytest.fixture
+def locks(monkeypatch):
+    made = Locks()
+    for module in (sqlite_schema, sqlite_log):
+        monkeypatch.setattr(module, "locked", made)
+    monkeypatch.setattr(sqlite_late, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_log, "TRY_SECONDS", 0.05)
+    return made
+
+
+def vote(server, task):
+    return server.signed(
+        "big", "POST", "/samples", sample_body(task_id=task, miner_hotkey=hotkey("old"))
+    )
+
+
+def problems(server):
+    return " ".join(server.get("/health").json()["problems"])
+
+
+def wait_until_healthy(server):
+    deadline = time.monotonic() + SECONDS_MAX
+    while server.get("/health").json()["status"] != "healthy":
+        assert time.monotonic() < deadline, problems(server)
+        time.sleep(0.02)
 
 
 def test_healthy(server):
@@ -88,6 +140,86 @@ def test_results_that_wait_for_long_are_degraded(warehouse_settings):
         r"2 evaluation results wait for object storage, the oldest for 1\d\d\d seconds", problem
     )
     log.close()
+
+
+def test_a_worker_starts_without_the_log_and_says_what_cannot_be_opened(warehouse_settings, locks):
+    publish_subnet(warehouse_settings)
+    locks.is_broken = True
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        assert running.get("/weights").status_code == 200
+        for answer in (
+            running.get("/samples/list"), running.get("/health/ready"), vote(running, 1),
+        ):  # fmt: skip
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) > 0
+        health = running.get("/health").json()
+        assert (health["status"], health["database"]) == ("degraded", False)
+        assert f"{warehouse_settings.log_path} cannot be opened" in problems(running)
+        assert "Too many open files" in problems(running)
+        assert "look at the disk of LEOMA_HOME" in problems(running)
+        locks.is_broken = False
+        wait_until_healthy(running)
+        assert running.get("/health/ready").status_code == 200
+        assert vote(running, 1).status_code == 200
+
+
+def test_a_log_that_is_only_read_is_up_and_degraded(warehouse_settings, locks):
+    publish_subnet(warehouse_settings)
+    SqliteLog(warehouse_settings).close()
+    locks.is_broken = True
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        assert running.get("/samples/list").json() == []
+        assert vote(running, 1).status_code == 503
+        health = running.get("/health").json()
+        assert (health["status"], health["database"]) == ("degraded", True)
+        assert "nothing can be stored" in problems(running)
+        locks.is_broken = False
+        wait_until_healthy(running)
+        assert vote(running, 1).status_code == 200
+
+
+def test_a_worker_does_not_start_on_a_log_of_a_later_version(warehouse_settings):
+    async def start():
+        app = create_api(API_SETTINGS, warehouse_settings)
+        async with app.router.lifespan_context(app):
+            pass
+
+    SqliteLog(warehouse_settings).close()
+    with contextlib.closing(apsw.Connection(str(warehouse_settings.log_path))) as connection:
+        connection.pragma("user_version", 99)
+    with pytest.raises(WrongLogError, match="has schema version 99; this software reads 2"):
+        asyncio.run(start())
+
+
+def test_health_finds_out_by_itself_that_commits_succeed_again(warehouse_settings, locks):
+    publish_subnet(warehouse_settings)
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        assert vote(running, 1).status_code == 200
+        locks.is_broken = True
+        assert vote(running, 2).status_code == 503
+        time.sleep(10 * sqlite_log.TRY_SECONDS)
+        assert "nothing can be stored" in problems(running)
+        locks.is_broken = False
+        wait_until_healthy(running)
+        # Nothing was stored to find that out.
+        assert len(running.get("/samples/list").json()) == 1
+
+
+def test_damage_that_an_append_met_is_told_until_one_is_stored(
+    warehouse_settings, locks, monkeypatch
+):
+    def damaged(*_):
+        raise apsw.CorruptError("malformed")
+
+    publish_subnet(warehouse_settings)
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(Transaction, "append_samples", damaged)
+            assert vote(running, 1).status_code == 503
+        time.sleep(10 * sqlite_log.TRY_SECONDS)
+        assert "damaged" in problems(running)
+        assert vote(running, 1).status_code == 200
+        wait_until_healthy(running)
 
 
 def test_time(server):

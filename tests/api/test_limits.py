@@ -84,8 +84,8 @@ def test_what_was_refused_for_its_rate_is_good_later(serving):
     assert len(other.get("/samples/list").json()) == 1
 
 
-def head_of_post(name, body, length):
-    headers = signed_headers(name, body, method="POST", path="/samples", scheme=2)
+def head_of_post(name, body, length, **more):
+    headers = signed_headers(name, body, method="POST", path="/samples", scheme=2) | more
     lines = [f"{key}: {value}" for key, value in headers.items()]
     return "\r\n".join(
         ["POST /samples HTTP/1.1", "Host: leoma", f"Content-Length: {length}", *lines, "", ""]
@@ -93,10 +93,10 @@ def head_of_post(name, body, length):
 
 
 @contextlib.contextmanager
-def begun_post(server, name="big", sent=b"{"):
+def begun_post(server, name="big", sent=b"{", **headers):
     """A POST whose body does not come, in mid-request."""
     with socket.create_connection(("127.0.0.1", server.port), SECONDS_MAX) as connection:
-        connection.sendall(head_of_post(name, b"", 1_000) + sent)
+        connection.sendall(head_of_post(name, b"", 1_000, **headers) + sent)
         yield connection
 
 
@@ -159,10 +159,63 @@ def test_bodies_under_way_are_bounded_in_bytes(serving):
         assert server.signed("big", "POST", "/samples", sample_body(task_id=task)).is_success
     with begun_post(server, sent=b"x" * 999):
         with begun_post(server, sent=b"x" * 999):
-            until(lambda: bounds_of(server)._body_bytes == 2 * 999)
+            until(lambda: bounds_of(server).held.body_bytes == 2 * 999)
             assert server.signed("small", "POST", "/samples", sample_body()).status_code == 503
-        until(lambda: bounds_of(server)._body_bytes == 999)
+        until(lambda: bounds_of(server).held.body_bytes == 999)
         assert server.signed("small", "POST", "/samples", sample_body()).is_success
+
+
+ONE, OTHER = ({"X-Forwarded-For": address} for address in ("192.0.2.1", "198.51.100.1"))
+
+
+def test_one_address_cannot_take_all_requests_under_way(serving):
+    server = serving(requests_per_address_max=2)
+    with begun_post(server, "big", **ONE), begun_post(server, "small", **ONE):
+        until(lambda: server.get("/health/live", headers=ONE).status_code == 503)
+        refused = server.get("/health/live", headers=ONE).json()["detail"]
+        assert refused == "too many requests of this address are under way; try again"
+        assert server.get("/weights", headers=ONE).status_code == 200
+        stored = server.signed("big", "POST", "/samples", sample_body(), headers=OTHER)
+        assert stored.status_code == 200
+    until(lambda: server.get("/health/live", headers=ONE).status_code == 200)
+    # Nothing is kept of who has nothing under way.
+    until(lambda: bounds_of(server)._held_by == {})
+
+
+def test_one_address_cannot_fill_the_room_for_bodies(serving):
+    server = serving(body_bytes_per_address_max=2_000)
+    with (
+        begun_post(server, sent=b"x" * 999, **ONE),
+        begun_post(server, sent=b"x" * 999, **ONE),
+    ):
+        until(lambda: bounds_of(server).held.body_bytes == 2 * 999)
+        post = ("small", "POST", "/samples", sample_body())
+        assert server.signed(*post, headers=ONE).status_code == 503
+        assert server.signed(*post, headers=OTHER).status_code == 200
+    until(lambda: bounds_of(server).held.body_bytes == 0)
+    assert server.signed("big", "POST", "/samples", sample_body(), headers=ONE).is_success
+
+
+def test_writes_that_are_refused_for_now_cost_more(serving):
+    server = serving(rate_per_hotkey=SLOW, rate_per_hotkey_burst=10, rate_refused_cost=5)
+    ahead = int(time.time()) + 3_600
+
+    def early(number):
+        body = json.dumps(sample_body(task_id=number)).encode()
+        headers = signed_headers(
+            "big", body, method="POST", path="/samples", scheme=2, timestamp=str(ahead)
+        )
+        return server.http.post("/samples", content=body, headers=headers).status_code
+
+    assert [early(number) for number in range(3)] == [401, 401, 429]
+    # Of strangers nothing is remembered, and so nothing counted.
+    assert server.signed("small", "GET", "/miners/valid").status_code == 200
+
+
+def test_an_admins_read_that_is_remembered_counts(serving):
+    server = serving(rate_per_hotkey=SLOW, rate_per_hotkey_burst=2)
+    found = [server.signed("admin", "GET", "/health", scheme=1).status_code for _ in range(3)]
+    assert found == [200, 200, 429]
 
 
 def test_an_admins_read_is_bounded_as_well(serving):

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 
+import httpx
 import pytest
 
 from api.metrics import Metrics
@@ -114,6 +115,20 @@ def test_refusals_are_counted_by_reason(server):
             ("blacklisted",): 1,
         },
     )
+
+
+def test_a_refusal_names_its_request_and_a_traceback_does_too(server, caplog, monkeypatch):
+    refused = server.get("/tasks/7", headers={"X-Request-ID": "proxy-12345678"})
+    assert refused.headers["X-Request-ID"] == "proxy-12345678"
+    assert len(server.get("/tasks/7").headers["X-Request-ID"]) == 32
+    assert "X-Request-ID" not in server.get("/weights").headers
+    monkeypatch.setattr("api.routes.tasks.verdict", lambda *_: 1 / 0)
+    server.signed("big", "POST", "/samples", sample_body(task_id=7))
+    failed = httpx.get(f"http://127.0.0.1:{server.port}/tasks/7", trust_env=False)
+    assert failed.status_code == 500
+    (record,) = [one for one in caplog.records if one.name == "api.errors"]
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+    assert record.request_id == failed.headers["X-Request-ID"]
 
 
 def test_admins_acts_are_told_and_nothing_that_must_not_be(server, caplog):

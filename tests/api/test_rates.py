@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from api.rates import FILE_BYTES, HEADER_BYTES, SETS, SLOTS, Rates, network_of
+from api.clients import network_of
+from api.rates import FILE_BYTES, HEADER_BYTES, SETS, SLOTS, Rates
 
 # So slow that nothing comes back while a test runs.
 SLOW = 1e-3
@@ -79,6 +80,15 @@ def test_a_clock_that_began_anew_refuses_nobody(path):
     second = Rates(path)
     assert granted(second, "a", 2) == 2
     second.close()
+
+
+def test_what_costs_more_takes_more(rates):
+    assert rates.wait_seconds("a", SLOW, 10, cost=9) == 0
+    assert rates.wait_seconds("a", SLOW, 10, cost=2) > 0
+    assert rates.wait_seconds("a", SLOW, 10) == 0
+    # More than a line holds takes all of it.
+    assert rates.wait_seconds("b", SLOW, 10, cost=100) == 0
+    assert rates.wait_seconds("b", SLOW, 10) > 0
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * FILE_BYTES, b"leoma rates 1\n\0\0"])

@@ -187,6 +187,15 @@ def test_verdict_follows_the_current_stakes(fresh, warehouse_settings):
     assert stakes == {hotkey("big"): 0.0, hotkey("small"): 6_000.0}
 
 
+def test_a_task_of_made_up_miners_has_an_end(fresh, monkeypatch, caplog):
+    for number in range(5):
+        submit(fresh, "big", task_id=4, miner_hotkey=hotkey(f"made up {number}"))
+    assert fresh.get("/tasks/4").json()["miner_count"] == 5
+    monkeypatch.setattr("api.history.TASK_ROWS_MAX", 3)
+    assert fresh.get("/tasks/4").json()["miner_count"] == 3
+    assert "not all are shown" in caplog.text
+
+
 def test_tasks_without_samples(server):
     assert server.get("/tasks/77").status_code == 404
     assert server.get(f"/tasks/77/miner/{OLD}").status_code == 404

@@ -133,6 +133,22 @@ def test_connections_are_bounded_in_number(serving):
         assert server.get("/health/live").status_code == 200
 
 
+def test_one_address_cannot_take_all_connections(serving):
+    server = serving(connections_per_address_max=2, trusted_proxies=("192.0.2.1",))
+    with connected(server), connected(server):
+        until(lambda: open_connections(server) == 2)
+        with connected(server) as refused:
+            assert rest(refused) == b""
+        # Somebody else's: every address of the loopback is one of this machine.
+        with socket.create_connection(
+            ("127.0.0.1", server.port), SECONDS_MAX, source_address=("127.0.0.2", 0)
+        ) as other:
+            other.sendall(REQUEST)
+            assert other.recv(15) == b"HTTP/1.1 200 OK"
+    until(lambda: open_connections(server) == 0)
+    assert server.get("/health/live").status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/openapi.json", "/weights"])
 def test_who_does_not_read_is_cut_off(serving, path):
     server = serving(request_seconds_max=0.3, keep_alive_seconds=0.3)

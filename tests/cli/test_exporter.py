@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from api.metrics import Metrics
-from cli.serve import shared_directory
+from cli.serve import counters_of
 from tests.api.conftest import publish_subnet
 from tests.leoma_serve import LeomaServe
 
@@ -69,10 +69,11 @@ def test_all_workers_count_together(serving, warehouse_settings, workers):
     assert float(found["leoma_log_lag_records"]) == 0
     assert float(found["leoma_weights_valid_seconds"]) > 0
     assert float(found["leoma_chain_sync_age_seconds"]) >= 0
-    directory = shared_directory(warehouse_settings.leoma_home)
+    directory = counters_of(warehouse_settings.leoma_home)
+    assert list(directory.glob("*.db"))
     api.process.send_signal(signal.SIGTERM)
     assert api.process.wait(30) == 0
-    assert not list(directory.glob("*.db"))
+    assert not directory.exists()
 
 
 def test_what_cannot_be_read_is_absent_and_the_rest_is_there(serving, warehouse_settings):
@@ -84,6 +85,28 @@ def test_what_cannot_be_read_is_absent_and_the_rest_is_there(serving, warehouse_
     found = scraped(api)
     assert "leoma_log_head" not in found
     assert "leoma_generation_age_seconds" in found
+
+
+def test_without_readable_tables_their_gauges_are_absent(serving, warehouse_settings):
+    api = serving(1)
+    (warehouse_settings.warehouse_path / "current.json").write_text('{"snapshot_id"')
+    found = scraped(api)
+    assert "leoma_weights_valid_seconds" not in found
+    assert "leoma_log_head" in found
+
+
+def test_a_second_service_leaves_the_counters_of_the_first_alone(serving, warehouse_settings):
+    api = serving(1)
+    assert httpx.get(f"{api.url}/weights", trust_env=False).status_code == 200
+    second = LeomaServe(warehouse_settings.leoma_home, 1, METRICS_PORT=str(free_port()))
+    command = [sys.executable, "-m", "cli.main", "serve", "--port", str(second.port)]
+    ended = subprocess.run(
+        command, env=second.environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "another `leoma serve` shows the metrics" in ended.stderr
+    name = 'leoma_http_request_seconds_count{method="GET",route="/weights",status="200"}'
+    assert float(scraped(api)[name]) == 1
 
 
 def test_the_alerts_ask_for_what_there_is(serving):
@@ -110,7 +133,7 @@ def test_a_port_that_is_taken_is_told(warehouse_settings):
             command, env=api.environment, capture_output=True, text=True, check=False
         )
     assert ended.returncode == 1
-    assert "(METRICS_PORT): Address already in use" in ended.stderr
+    assert "Address already in use; choose another one with METRICS_PORT" in ended.stderr
 
 
 def test_logs_are_json_where_programs_read_them(warehouse_settings):
