@@ -9,19 +9,19 @@ import click
 import duckdb
 
 from cli import inspection
-from cli.failures import one_line, read_settings
+from cli.failures import read_settings
 from cli.inspection import OnProgress
 from cli.options import json_option, print_json
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from warehouse.archive import Archive, ArchiveError, Manifest
-from warehouse.backends import open_inspected_log
 from warehouse.generation import GenerationError, Generations
 from warehouse.log import LogError, LogKeeper
 from warehouse.objects import ObjectStorageError, ObjectStore
 from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_inspection import SqliteInspector
 
-# What a damaged installation raises; the inspection goes on with its other parts.
+# What a damaged installation raises, with a sentence.
 DAMAGE = (
     ArchiveError, GenerationError, LogError, MetagraphError, ObjectStorageError, OSError,
     ValueError, KeyError, duckdb.Error,
@@ -45,6 +45,9 @@ class Report:
                 found.extend(look(on_progress))
             except DAMAGE as error:
                 found.append(str(error) or type(error).__name__)
+            # What is damaged may be anything, and the other parts are looked at all the same.
+            except Exception as error:  # noqa: BLE001
+                found.append(f"{type(error).__name__}: {error}")
         return not found
 
     @property
@@ -70,10 +73,10 @@ def fsck(*, is_json: bool) -> None:
     """Verify the whole installation.
 
     Log: no gap, no orphan, no damage; every request is signed by its hotkey, and what is stored of
-    it is what was signed.
+    it is what was signed; what waits for object storage is the newest.
 
     Archive: every file is whole, and record by record what the log holds; what retention took out
-    of the log is what its signed requests say.
+    of the log, and every act of an admin, is what its signed request says.
 
     Chain snapshots: each is what its name says.
 
@@ -85,21 +88,37 @@ def fsck(*, is_json: bool) -> None:
     wrong, and every problem is named.
     """
     settings = read_settings(WarehouseSettings)
-    with one_line(LogError, OSError):
-        log = open_inspected_log(settings)
     report = Report()
+    log = _opened(report, settings)
     try:
         _inspect(report, settings, log)
-        with one_line(LogError):
-            floor = log.dropped_through()
-            text = f"the log ends at {log.head()}"
-            text += f", its samples begin after {floor}" if floor else ""
+        text = _extent(report, log)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
     _tell(report, text, is_json=is_json)
 
 
-def _inspect(report: Report, settings: WarehouseSettings, log: LogKeeper) -> None:
+def _opened(report: Report, settings: WarehouseSettings) -> SqliteInspector | None:
+    try:
+        return SqliteInspector(settings)
+    except (LogError, OSError) as error:
+        report.problems["log"] = [str(error)]
+        return None
+
+
+def _extent(report: Report, log: LogKeeper | None) -> str:
+    if log is None:
+        return "the log cannot be opened"
+    try:
+        head, floor = log.head(), log.dropped_through()
+    except LogError as error:
+        report.problems["log: end"] = [str(error)]
+        return "the log's end cannot be read"
+    return f"the log ends at {head}" + (f", its samples begin after {floor}" if floor else "")
+
+
+def _inspect(report: Report, settings: WarehouseSettings, log: SqliteInspector | None) -> None:
     archive, generations = Archive(settings), Generations(settings)
     snapshots = ChainSnapshots(settings)
     # Before the log: what is published meanwhile is of no concern.
@@ -111,12 +130,14 @@ def _inspect(report: Report, settings: WarehouseSettings, log: LogKeeper) -> Non
         return () if current is None else inspection.pointer(generations, current)
 
     is_pointed = report.look("pointer and manifest", published)
-    report.look("log: order", lambda _: log.disorder())
-    report.look("log: signed requests", lambda p: inspection.log_against_requests(log, p))
+    if log is not None:
+        report.look("log: order", log.disorder)
+        report.look("log: signed requests", lambda p: inspection.log_against_requests(log, p))
+        report.look("log: outbox and used signatures", lambda _: log.misplaced())
     if manifest is not None:
         _inspect_archive(report, archive, manifest, log)
     are_whole = report.look("chain snapshots", lambda p: inspection.chain_snapshots(snapshots, p))
-    if current is not None and is_pointed and are_whole:
+    if log is not None and current is not None and is_pointed and are_whole:
         report.look(
             "generation: tables",
             lambda p: inspection.generation_against_archive(current, log, snapshots, p),
@@ -125,14 +146,19 @@ def _inspect(report: Report, settings: WarehouseSettings, log: LogKeeper) -> Non
     if settings.warehouse_bucket is not None:
         store = ObjectStore(settings, *settings.warehouse_bucket, access="read")
         try:
-            report.look("bucket", lambda _: inspection.bucket(store, generations))
+            report.look("bucket", lambda p: inspection.bucket(store, generations, p))
         finally:
             store.close()
 
 
-def _inspect_archive(report: Report, archive: Archive, manifest: Manifest, log: LogKeeper) -> None:
-    if not report.look("archive: files", lambda p: inspection.archive_files(archive, manifest, p)):
-        # A damaged Parquet file can end the process that parses it.
+def _inspect_archive(
+    report: Report, archive: Archive, manifest: Manifest, log: LogKeeper | None
+) -> None:
+    are_whole = report.look(
+        "archive: files", lambda p: inspection.archive_files(archive, manifest, p)
+    )
+    # A damaged Parquet file can end the process that parses it.
+    if not are_whole or log is None:
         return
     report.look(
         "archive: against the log",
@@ -140,8 +166,7 @@ def _inspect_archive(report: Report, archive: Archive, manifest: Manifest, log: 
     )
 
     def dropped(on_progress: OnProgress) -> Iterable[str]:
-        floor = log.dropped_through()
-        proof = inspection.archive_against_requests(archive, manifest, floor, on_progress)
+        proof = inspection.archive_against_requests(archive, manifest, log, on_progress)
         unproven = proof.samples - proof.proven
         if unproven and not proof.problems:
             report.notes.append(
@@ -159,7 +184,9 @@ def _tell(report: Report, text: str, *, is_json: bool) -> None:
     else:
         for part, found in report.problems.items():
             for problem in found[:TOLD_MAX]:
-                click.echo(f"{part}: {problem}")
+                # What was forged is shown as text, not sent to the terminal.
+                shown = "".join(char if char.isprintable() else " " for char in problem)
+                click.echo(f"{part}: {shown}")
             if len(found) > TOLD_MAX:
                 click.echo(f"{part}: and {len(found) - TOLD_MAX} more")
         for note in report.notes:

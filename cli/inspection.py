@@ -10,23 +10,26 @@ grows, after it.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import duckdb
 import polars as pl
 from fastapi.exceptions import RequestValidationError
 
+from api.auth import UNIX_TIME
 from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
 from api.dependencies import AnyBody, fitted, parsed_json
 from pipelines.chain_snapshots import NAME as SNAPSHOT_NAME
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from pipelines.recompute import current_samples, recompute_from
-from warehouse.archive import Archive, ArchiveError, Manifest, Part
+from warehouse.archive import Archive, ArchiveError, Manifest
 from warehouse.bucket import Pointer, read_pointer
+from warehouse.evaluation import evaluation
 from warehouse.evidence import EvidenceError, body_of, unsigned
-from warehouse.export import submission_rows, text_rows, vote_rows
+from warehouse.export import EVENT_SCHEMA, VERSION_KEY, submission_rows, text_rows, vote_rows
 from warehouse.generation import (
     Generation,
     GenerationError,
@@ -36,15 +39,18 @@ from warehouse.generation import (
     open_generation,
     tables_sha256,
 )
-from warehouse.log import LogKeeper, LogReader, SubmissionRow, VoteRow
+from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteRow
 from warehouse.objects import ObjectStore
 from warehouse.records import (
     BLACKLIST_ADDED,
     BLACKLIST_REMOVED,
     TASK_ANNOUNCED,
+    Evaluation,
     Event,
     Sample,
 )
+from warehouse.restoring import signed_events
+from warehouse.sqlite_restore import SignedEvent
 from warehouse.tables import ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION
 
 OnProgress = Callable[[int, int], None]
@@ -52,16 +58,68 @@ OnProgress = Callable[[int, int], None]
 VOTE_ORDER = [name for name, _ in ARCHIVED_VOTES.order]
 # Of many samples that are wrong, so many are named.
 NAMED_MAX = 10
+# The longest SIGNATURE_EXPIRY_SECONDS there is, and a day for clocks, as the log has it.
+RECEIPT_DISTANCE_MS_MAX = 3_600_000 + 86_400_000
 
 
-def said(row: SubmissionRow) -> list[Sample]:
-    """Return the samples that a signed request holds, as the API would take them now.
+def proven(row: SubmissionRow, events: Mapping[int, Event]) -> list[Sample]:
+    """Return the samples that a submission brought, none where it is an admin's act.
 
-    Raises `EvidenceError` where it holds none.
+    `events` by seq. Raises `EvidenceError`, a sentence, where the hotkey did not sign it, or signed
+    something else than what is stored.
     """
-    if row.path.partition("?")[0].endswith("/batch"):
-        return [one.to_sample() for one in _read(row, SampleBatch).samples]
-    return [_read(row, SampleSubmission).to_sample()]
+    if problem := unsigned(row):
+        raise EvidenceError(problem)
+    is_time = UNIX_TIME.fullmatch(row.timestamp)
+    if not is_time or (
+        abs(int(row.timestamp) * 1000 - row.received_at_ms) > RECEIPT_DISTANCE_MS_MAX
+    ):
+        raise EvidenceError(
+            f"submission {row.seq} is stamped {row.timestamp}: it cannot have been received at "
+            f"{row.received_at_ms} ms"
+        )
+    samples, judged = _said(row) if row.sample_count else ([], None)
+    is_same = (
+        len(samples) == row.sample_count
+        and (row.evaluation_signature, row.is_evaluation_verified) == (judged or (None, None))
+        and (row.sample_count > 0 or _is_act(row, events.get(row.seq + 1)))
+    )
+    if not is_same:
+        raise EvidenceError(_unlike(row))
+    return samples
+
+
+def prove_act(one: SignedEvent) -> None:
+    """Raise `EvidenceError` unless an archived act is what its admin signed."""
+    event, request = one
+    row = SubmissionRow(
+        event.seq - 1, event.received_at_ms, request.hotkey, request.scheme, request.timestamp,
+        request.nonce, request.method, request.path, request.signature, request.body, 0, None, None,
+    )  # fmt: skip
+    proven(row, {event.seq: event})
+
+
+def _unlike(row: SubmissionRow) -> str:
+    return f"submission {row.seq}: what is stored of it is not what {row.hotkey} signed"
+
+
+def _route(row: SubmissionRow) -> str:
+    """Return what was asked for, as the API routes it."""
+    return f"{row.method} {unquote(row.path.partition('?')[0])}"
+
+
+def _said(row: SubmissionRow) -> tuple[list[Sample], Evaluation | None]:
+    """Return what a request says, as the API would take it now."""
+    route = _route(row)
+    if route == "POST /samples/batch":
+        batch = _read(row, SampleBatch)
+        samples, given = [one.to_sample() for one in batch.samples], batch.signature
+    elif route == "POST /samples":
+        samples = [_read(row, SampleSubmission).to_sample()]
+        given = samples[0].evaluation_signature
+    else:
+        raise EvidenceError(f"submission {row.seq} is a {route}, which takes no samples")
+    return samples, evaluation(row.hotkey, given, samples) if given else None
 
 
 def _read(row: SubmissionRow, model: type[AnyBody]) -> AnyBody:
@@ -72,43 +130,46 @@ def _read(row: SubmissionRow, model: type[AnyBody]) -> AnyBody:
         raise EvidenceError(f"submission {row.seq} holds no {model.__name__}: {what}") from error
 
 
+def _is_act(row: SubmissionRow, event: Event | None) -> bool:
+    """Tell whether an event is what an admin's request asked for."""
+    if event is None:
+        return False
+    asked: tuple[str, str, str | None]
+    if event.kind == TASK_ANNOUNCED:
+        asked = ("POST /tasks", str(_read(row, TaskAnnouncement).task_id), None)
+    elif event.kind == BLACKLIST_ADDED:
+        addition = _read(row, BlacklistAddition)
+        asked = ("POST /blacklist", addition.hotkey, addition.reason)
+    elif event.kind == BLACKLIST_REMOVED:
+        asked = (f"DELETE /blacklist/{event.subject}", event.subject, None)
+    else:
+        return False
+    return (*asked, row.hotkey, row.received_at_ms) == (
+        _route(row), event.subject, event.detail, event.admin_hotkey, event.received_at_ms,
+    )  # fmt: skip
+
+
 def log_against_requests(log: LogReader, on_progress: OnProgress) -> Iterator[str]:
     """Every record of the log is what a signed request says, and every request is signed."""
     head = log.head()
     events = {event.seq: event for event in log.events_between(0, head)}
-    for row in itertools.chain.from_iterable(log.submissions_between(0, head)):
-        on_progress(row.seq, head)
-        if problem := unsigned(row):
-            yield problem
-            continue
-        try:
-            if row.sample_count:
-                stored = log.submitted(row.seq)
-                # Retention may have taken it since it was read.
-                is_same = stored is None or stored.samples == said(row)
-            else:
-                event = events.get(row.seq + 1)
-                is_same = event is not None and _is_act(row, event)
-        except EvidenceError as error:
-            yield str(error)
-            continue
-        if not is_same:
-            yield f"submission {row.seq}: what is stored of it is not what {row.hotkey} signed"
-
-
-def _is_act(row: SubmissionRow, event: Event) -> bool:
-    """Tell whether an event is what an admin's request asked for."""
-    path = row.path.partition("?")[0]
-    asked: tuple[bool, str, str | None]
-    if event.kind == TASK_ANNOUNCED:
-        asked = (path.endswith("/tasks"), str(_read(row, TaskAnnouncement).task_id), None)
-    elif event.kind == BLACKLIST_ADDED:
-        addition = _read(row, BlacklistAddition)
-        asked = (path.endswith("/blacklist"), addition.hotkey, addition.reason)
-    else:
-        is_removal = event.kind == BLACKLIST_REMOVED and row.method == "DELETE"
-        asked = (is_removal, path.rpartition("/")[2], None)
-    return asked == (True, event.subject, event.detail) and row.hotkey == event.admin_hotkey
+    for chunk in log.submissions_between(0, head):
+        through = chunk[-1].seq + chunk[-1].sample_count
+        votes = itertools.chain.from_iterable(log.votes_between(chunk[0].seq, through))
+        received = {vote.seq: vote.received_at_ms for vote in votes}
+        for row in chunk:
+            on_progress(row.seq, head)
+            try:
+                samples = proven(row, events)
+            except EvidenceError as error:
+                yield str(error)
+                continue
+            # Retention may have taken them since they were read.
+            stored = log.submitted(row.seq) if samples else None
+            seqs = range(row.seq + 1, row.seq + 1 + row.sample_count)
+            at_once = {received.get(seq, row.received_at_ms) for seq in seqs}
+            if stored and (stored.samples != samples or at_once != {row.received_at_ms}):
+                yield _unlike(row)
 
 
 def archive_files(archive: Archive, manifest: Manifest, on_progress: OnProgress) -> Iterator[str]:
@@ -145,17 +206,19 @@ def archive_against_log(
     votes = archive.votes(manifest)
     if votes.height != manifest.current_samples:
         yield f"the manifest counts {manifest.current_samples} samples, its files {votes.height}"
-    votes = votes.filter(pl.col("seq") > floor)
-    current = current_samples(log, manifest.watermark, on_progress)
-    yield from _vote_differences(current, votes, "archive")
-    yield from _text_differences(archive, manifest, log, current, floor)
-    yield from _submission_differences(archive, manifest, log, floor)
-    archived = pl.concat(
-        [pl.DataFrame(schema={"seq": pl.Int64}), *(archive.seqs(part) for part in manifest.events)]
-    )["seq"]
-    events = [event.seq for event in log.events_between(0, manifest.events_watermark)]
-    if archived.sort().to_list() != events:
-        yield f"the archive holds {archived.len()} acts of admins, the log {len(events)}"
+    stages = [_stage(on_progress, number, 3) for number in range(3)]
+    current = current_samples(log, manifest.watermark, stages[0])
+    # Retention may have gone on meanwhile.
+    is_in_log = pl.col("seq") > log.dropped_through()
+    yield from _vote_differences(current.filter(is_in_log), votes.filter(is_in_log), "archive")
+    yield from _text_differences(archive, manifest, log, current, stages[1])
+    yield from _submission_differences(archive, manifest, log, stages[2])
+    yield from _event_differences(archive, manifest, log)
+
+
+def _stage(on_progress: OnProgress, number: int, count: int) -> OnProgress:
+    """Return what tells the progress of one of `count` stages, the first of which is 0."""
+    return lambda done, total: on_progress(number * total + done, count * total)
 
 
 def _vote_differences(log: pl.DataFrame, other: pl.DataFrame, name: str) -> Iterator[str]:
@@ -179,10 +242,15 @@ def _named(seqs: pl.Series) -> str:
 
 
 def _text_differences(
-    archive: Archive, manifest: Manifest, log: LogReader, current: pl.DataFrame, floor: int
+    archive: Archive,
+    manifest: Manifest,
+    log: LogReader,
+    current: pl.DataFrame,
+    on_progress: OnProgress,
 ) -> Iterator[str]:
-    after = floor
-    for part in manifest.texts:
+    after = floor = log.dropped_through()
+    for done, part in enumerate(manifest.texts, 1):
+        on_progress(done, len(manifest.texts))
         if part.last_seq <= floor:
             continue
         archived = archive.read(part).filter(pl.col("seq") > floor)
@@ -201,10 +269,11 @@ def _text_differences(
 
 
 def _submission_differences(
-    archive: Archive, manifest: Manifest, log: LogReader, floor: int
+    archive: Archive, manifest: Manifest, log: LogReader, on_progress: OnProgress
 ) -> Iterator[str]:
-    after = floor
-    for part in manifest.submissions:
+    after = floor = log.dropped_through()
+    for done, part in enumerate(manifest.submissions, 1):
+        on_progress(done, len(manifest.submissions))
         if part.last_seq <= floor:
             continue
         archived = archive.read(part).filter(pl.col("seq") > floor)
@@ -217,6 +286,31 @@ def _submission_differences(
         yield f"{len(chunk)} submissions after {after} are not in the archive"
 
 
+def _event_differences(archive: Archive, manifest: Manifest, log: LogReader) -> Iterator[str]:
+    archived = pl.concat(
+        [pl.DataFrame(schema=EVENT_SCHEMA), *(archive.read(part) for part in manifest.events)]
+    )
+    rows = [
+        # An event follows the submission that it came with, of which the archive has this much.
+        (*event, *submission[3:10])
+        for event in log.events_between(0, manifest.events_watermark)
+        for chunk in log.submissions_between(event.seq - 2, event.seq - 1)
+        for submission in chunk
+    ]
+    stored = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+    if archived.sort("seq").equals(stored):
+        return
+    columns = EVENT_SCHEMA.names()
+    lacking = stored.join(archived, on=columns, how="anti", nulls_equal=True)["seq"]
+    foreign = archived.join(stored, on=columns, how="anti", nulls_equal=True)["seq"]
+    if lacking.len():
+        yield f"the acts of admins {_named(lacking)} of the log are not so in the archive"
+    if foreign.len():
+        yield f"the acts of admins {_named(foreign)} of the archive are not so in the log"
+    if not lacking.len() and not foreign.len():
+        yield f"the archive holds {archived.height} acts of admins, the log {stored.height}"
+
+
 @dataclass
 class Proof:
     """How many samples that only the archive has are proven by a signed request there."""
@@ -227,48 +321,120 @@ class Proof:
 
 
 def archive_against_requests(
-    archive: Archive, manifest: Manifest, floor: int, on_progress: OnProgress
+    archive: Archive, manifest: Manifest, log: LogReader, on_progress: OnProgress
 ) -> Proof:
-    """Compare what retention took out of the log with the signed requests in the archive."""
-    votes = archive.votes(manifest).filter(pl.col("seq") <= floor)
-    proof = Proof(samples=votes.height)
+    """Compare what retention took out of the log, and all acts of admins, with the signed requests
+    in the archive.
+    """
+    floor = log.dropped_through()
+    votes = archive.votes(manifest)
+    proof = Proof(votes.filter(pl.col("seq") <= floor).height)
+    proof.problems += _unproven_acts(archive, manifest)
+    events = {event.seq: event for event in log.events_between(0, floor)}
+    used: set[bytes] = set()
     parts = [part for part in manifest.submissions if part.first_seq <= floor]
     for done, part in enumerate(parts, 1):
-        expected: list[VoteRow] = []
-        for row in _submissions(archive, part, floor):
-            if problem := unsigned(row):
-                proof.problems.append(problem)
-                continue
-            try:
-                expected += _votes_of(row)
-            except EvidenceError as error:
-                proof.problems.append(str(error))
-        rows = vote_rows([expected])
-        here = votes.filter(pl.col("seq").is_between(part.first_seq, part.last_seq))
-        proven = here.join(rows, on=ARCHIVED_VOTES.names, how="semi", nulls_equal=True)
-        forged = here.join(proven, on="seq", how="anti")["seq"]
-        if forged.len():
-            proof.problems.append(
-                f"{forged.len()} samples of the archive are not what was signed: {_named(forged)}"
-            )
-        proof.proven += proven.height
+        rows = archive.read(part).filter(pl.col("seq") <= floor).iter_rows()
+        signed = _signed([SubmissionRow._make(row) for row in rows], events, used)
+        proof.problems += [*signed.problems, *_unlike_signed(archive, manifest, votes, signed)]
+        proof.proven += votes.join(
+            vote_rows([signed.votes]), on=ARCHIVED_VOTES.names, how="semi", nulls_equal=True
+        ).height
         on_progress(done, len(parts))
+    if used:
+        chunks = log.submissions_between(floor, log.head())
+        proof.problems += [
+            _used_again(row)
+            for row in itertools.chain.from_iterable(chunks)
+            if row.signature in used
+        ]
     return proof
 
 
-def _submissions(archive: Archive, part: Part, floor: int) -> Iterator[SubmissionRow]:
-    rows = archive.read(part).filter((pl.col("seq") <= floor) & (pl.col("sample_count") > 0))
-    return (SubmissionRow._make(row) for row in rows.iter_rows())
+def _unproven_acts(archive: Archive, manifest: Manifest) -> Iterator[str]:
+    for act in signed_events(archive, manifest):
+        try:
+            prove_act(act)
+        except EvidenceError as error:
+            yield str(error)
 
 
-def _votes_of(row: SubmissionRow) -> list[VoteRow]:
-    return [
-        VoteRow(
-            seq, row.received_at_ms, row.hotkey, one.miner_hotkey, one.task_id, one.task_key,
-            one.passed, one.confidence, one.latency_ms,
-        )
-        for seq, one in enumerate(said(row), row.seq + 1)
-    ]  # fmt: skip
+@dataclass
+class _Signed:
+    """What some signed requests say, and the seqs that are theirs."""
+
+    seqs: list[int] = field(default_factory=list)
+    votes: list[VoteRow] = field(default_factory=list)
+    texts: list[TextRow] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _signed(
+    rows: Iterable[SubmissionRow], events: Mapping[int, Event], used: set[bytes]
+) -> _Signed:
+    """Read signed requests; `used` are the signatures of those before, and then of these too."""
+    found = _Signed()
+    for row in rows:
+        found.seqs += range(row.seq + 1, row.seq + 1 + row.sample_count)
+        if row.signature in used:
+            found.problems.append(_used_again(row))
+        used.add(row.signature)
+        try:
+            samples = proven(row, events)
+        except EvidenceError as error:
+            found.problems.append(str(error))
+            continue
+        for seq, one in enumerate(samples, row.seq + 1):
+            found.votes.append(
+                VoteRow(
+                    seq, row.received_at_ms, row.hotkey, one.miner_hotkey, one.task_id,
+                    one.task_key, one.passed, one.confidence, one.latency_ms,
+                )
+            )  # fmt: skip
+            found.texts.append(
+                TextRow(
+                    seq, one.sample_id, one.prompt, one.s3_bucket, one.s3_prefix, one.reasoning,
+                    one.original_artifacts, one.generated_artifacts, one.presentation_order,
+                    one.evaluation_signature,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _used_again(row: SubmissionRow) -> str:
+    return f"submission {row.seq} has the signature of an earlier one"
+
+
+def _unlike_signed(
+    archive: Archive, manifest: Manifest, votes: pl.DataFrame, signed: _Signed
+) -> Iterator[str]:
+    """Compare the archive's samples with the signed requests that they came with."""
+    if not signed.seqs:
+        return
+    theirs = pl.DataFrame({"seq": signed.seqs})
+    rows = vote_rows([signed.votes])
+    here = votes.join(theirs, on="seq", how="semi")
+    forged = here.join(rows, on=ARCHIVED_VOTES.names, how="anti", nulls_equal=True)["seq"]
+    if forged.len():
+        yield f"{forged.len()} samples of the archive are not what was signed: {_named(forged)}"
+    # A newer version takes the place of what was signed; nothing else does.
+    kept = rows.join(votes.select(*VERSION_KEY, kept="seq"), on=VERSION_KEY, how="left")
+    lost = kept.filter((pl.col("kept") >= pl.col("seq")).not_().fill_null(value=True))["seq"]
+    if lost.len():
+        yield f"{lost.len()} samples that were signed are not in the archive: {_named(lost)}"
+    texts = pl.concat(
+        [
+            text_rows([]),
+            *(
+                archive.read(part).join(theirs, on="seq", how="semi")
+                for part in manifest.texts
+                if part.first_seq <= signed.seqs[-1] and part.last_seq >= signed.seqs[0]
+            ),
+        ]
+    )
+    changed = texts.join(text_rows([signed.texts]), on=texts.columns, how="anti", nulls_equal=True)
+    if changed.height:
+        yield f"the texts of {_named(changed['seq'])} are not what was signed"
 
 
 def chain_snapshots(snapshots: ChainSnapshots, on_progress: OnProgress) -> Iterator[str]:
@@ -354,7 +520,7 @@ def _is_as_published(generation: Generation) -> bool:
     return bool(tables_sha256(tables) == said_of_itself)
 
 
-def bucket(store: ObjectStore, generations: Generations) -> Iterator[str]:
+def bucket(store: ObjectStore, generations: Generations, on_progress: OnProgress) -> Iterator[str]:
     """The bucket holds whatever its pointer names, in the right size, and this machine follows it.
 
     Contents are not downloaded, but for the pointer's and the manifest's.
@@ -377,7 +543,18 @@ def bucket(store: ObjectStore, generations: Generations) -> Iterator[str]:
     expected = {f"archive/{part.file}": part.size for part in parts}
     for file in (named.generation, named.archive_files, named.manifest, named.chain_snapshot):
         expected[file.key] = file.size
-    stored = {one.key: one.size for one in store.listed("")}
+    yield from _missing(store, expected, on_progress)
+
+
+def _missing(
+    store: ObjectStore, expected: Mapping[str, int], on_progress: OnProgress
+) -> Iterator[str]:
+    """Say which objects are gone, or have another size in bytes than expected."""
+    stored: dict[str, int] = {}
+    for one in store.listed(""):
+        if one.key in expected:
+            stored[one.key] = one.size
+            on_progress(len(stored), len(expected))
     for key, size in sorted(expected.items()):
         if key not in stored:
             yield f"{store.url}{key} is gone"

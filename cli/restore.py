@@ -9,12 +9,14 @@ import click
 from pydantic import ValidationError
 
 from cli.failures import one_line
+from cli.inspection import prove_act
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from warehouse import restoring
 from warehouse.archive import Archive, ArchiveError, Manifest
 from warehouse.backends import open_kept_log
 from warehouse.bucket import Pointer, read_pointer
+from warehouse.evidence import EvidenceError
 from warehouse.files import LockTimeoutError
 from warehouse.generation import GenerationError, Generations
 from warehouse.log import LogError
@@ -155,6 +157,12 @@ def _begin_log(
 ) -> Manifest:
     archive = Archive(settings)
     events = restoring.signed_events(archive, manifest)
+    # Who may submit follows from them.
+    try:
+        for event in events:
+            prove_act(event)
+    except EvidenceError as error:
+        raise RestoreError(f"an act of an admin in {store.url} is not proven: {error}") from error
     state = restoring.restored_state(events)
     path = Generations(settings).directory / f"{pointer.snapshot_id}.duckdb"
     pointer.generation.bring(store, path)

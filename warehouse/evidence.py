@@ -22,6 +22,9 @@ def body_of(row: SubmissionRow) -> bytes:
 
 def unsigned(row: SubmissionRow) -> str | None:
     """Say in a sentence why a submission proves nothing; None where its hotkey signed it."""
+    # Not signed: without this, any other number would be taken for 2, and a nonce added to a 1.
+    if (row.scheme, row.nonce is None) not in {(1, True), (2, False)}:
+        return f"submission {row.seq} is of no scheme of signatures"
     try:
         message = signed_message(
             scheme=row.scheme,

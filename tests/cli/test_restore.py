@@ -248,12 +248,13 @@ def test_a_file_of_the_archive_that_is_damaged_or_gone_stops_it(
     assert tables(elsewhere) == tables(subnet.warehouse)
 
 
-def test_acts_of_admins_that_are_missing_are_not_passed_over(subnet, elsewhere, store, capsys):
+def change_acts(subnet, store, change):
+    """Put others into the bucket, as one who may write there and can do it well."""
     bucket_archive = Archive(subnet.warehouse)
     manifest = bucket_archive.manifest()
     rows = pl.concat([bucket_archive.read(part) for part in manifest.events])
     with bucket_archive.changing():
-        part = bucket_archive.write("events", "fewer", rows.head(1))
+        part = bucket_archive.write("events", "changed", change(rows))
         forged = json.loads(manifest.as_json())
         forged["events"] = [vars(part)]
     store.put(f"archive/{part.file}", bucket_archive.content(part))
@@ -266,9 +267,34 @@ def test_acts_of_admins_that_are_missing_are_not_passed_over(subnet, elsewhere, 
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     store.put("current.json", json.dumps(document).encode())
+
+
+def test_acts_of_admins_that_are_missing_are_not_passed_over(subnet, elsewhere, store, capsys):
+    change_acts(subnet, store, lambda rows: rows.head(1))
     assert restore(elsewhere) == 1
     assert "lacks acts of admins" in capsys.readouterr().err
     assert Generations(elsewhere).current() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestamp": pl.lit("1")}, f"is not signed by {hotkey('admin')}"),
+        ({"detail": pl.lit("x")}, f"is not what {hotkey('admin')} signed"),
+        ({"subject": pl.lit(hotkey("young"))}, f"is not what {hotkey('admin')} signed"),
+        ({"kind": pl.lit("blacklist_removed")}, f"is not what {hotkey('admin')} signed"),
+        ({"admin_hotkey": pl.lit(hotkey("young"))}, f"is not signed by {hotkey('young')}"),
+    ],
+)
+def test_acts_that_no_admin_signed_are_not_restored(subnet, elsewhere, capsys, change, message):
+    store = ObjectStore(subnet.warehouse, *subnet.warehouse.warehouse_bucket)
+    change_acts(subnet, store, lambda rows: rows.with_columns(**change))
+    assert restore(elsewhere) == 1
+    told = capsys.readouterr().err
+    assert "is not proven" in told
+    assert message in told
+    assert Generations(elsewhere).current() is None
+    assert not elsewhere.log_path.exists()
 
 
 def test_every_snapshot_is_brought_on_demand(subnet, elsewhere):

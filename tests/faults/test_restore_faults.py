@@ -35,8 +35,9 @@ class Restores(Runs):
         subnet = Subnet(directory, there)
         subnet.vote_all("old", 3)
         subnet.vote_all("young", 5)
-        subnet.log.announce_task(request("admin", {"task_id": 5}), 5).result(30)
-        subnet.log.add_to_blacklist(request("admin"), hotkey("poor"), "copies").result(30)
+        subnet.log.announce_task(request("admin", {"task_id": 5}, "/tasks"), 5).result(30)
+        added = request("admin", {"hotkey": hotkey("poor"), "reason": "copies"}, "/blacklist")
+        subnet.log.add_to_blacklist(added, hotkey("poor"), "copies").result(30)
         subnet.run()
         self.expected = {
             "tables": tables(there),
