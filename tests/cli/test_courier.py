@@ -240,7 +240,7 @@ def test_a_part_that_ends_by_itself_ends_the_whole():
     assert Long.ended.is_set()
 
 
-def test_what_ends_is_started_again_and_waits_longer_each_time(monkeypatch, capsys):
+def test_what_ends_is_started_again_and_waits_longer_each_time(monkeypatch, caplog):
     waits, enough = [], Event()
 
     class Stopping(Event().__class__):
@@ -257,7 +257,7 @@ def test_what_ends_is_started_again_and_waits_longer_each_time(monkeypatch, caps
     with kept_running(["no-such-command"]):
         assert enough.wait(SECONDS_MAX)
     assert waits == [2.0, 4.0, 8.0]
-    assert "leoma no-such-command ended with exit code 2; again in 8 s" in capsys.readouterr().err
+    assert "leoma no-such-command ended with exit code 2; again in 8 s" in caplog.text
 
 
 def test_the_outbox_is_shown(log, home, monkeypatch, capsys):
