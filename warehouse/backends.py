@@ -33,11 +33,6 @@ def open_kept_log(settings: WarehouseSettings) -> LogKeeper:
     return SqliteKeeper(settings)
 
 
-def open_inspected_log(settings: WarehouseSettings) -> LogKeeper:
-    """Open a log that is there, to read it as it is; raises `LogUnavailableError`."""
-    return SqliteKeeper(settings, is_inspection=True)
-
-
 def open_read_log(settings: WarehouseSettings) -> LogReader:
     """Open the log to read only; raises `LogUnavailableError`."""
     return SqliteReader(settings)
