@@ -32,8 +32,12 @@ MARKER = 1 << 255  # what schnorrkel sets in s to tell its signatures from those
 # Who is blacklisted from the beginning, and who will be by the test that has the name.
 ADMINS = ("admin", "fallen", "ousted")
 VALIDATORS = ("big", "middle", "small", "shut", "late1", "late2", "slow1", "slow2")
+# A few hotkeys make all attacks: what they may send a second must not refuse them first.
 SETTINGS: ApiSettings = API_SETTINGS.model_copy(
-    update={"admin_hotkeys": frozenset(hotkey(name) for name in ADMINS)}
+    update={
+        "admin_hotkeys": frozenset(hotkey(name) for name in ADMINS),
+        "rate_per_hotkey": 0,
+    }
 )
 # Encodings of no point or of a point of which a signature could be guessed: none may speak, though
 # the metagraph had them as validators with stake.
