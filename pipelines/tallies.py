@@ -7,6 +7,7 @@ that has not changed since, at the same stakes, is taken as it is. A run costs w
 What is kept lies in `LEOMA_HOME/warehouse/tallies` and may be removed at any time.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -62,7 +63,9 @@ class TallyKeeper:
         """
         stakes = validators.filter("is_registered").select("hotkey", "stake_rao").sort("hotkey")
         at_stakes = _digest(repr(stakes.rows()).encode())
-        make_directory(self.directory)
+        # Where nothing can be kept everything is made, and the run goes on.
+        with contextlib.suppress(OSError):
+            make_directory(self.directory)
         outcomes: list[pl.DataFrame] = []
         entries: list[pl.DataFrame] = []
         problems: list[str] = []
@@ -87,8 +90,9 @@ class TallyKeeper:
                     _keep(of_entries, counted)
             outcomes.append(judged)
             entries.append(counted)
-        for path in set(self.directory.iterdir()) - used:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in set(self.directory.iterdir()) - used:
+                path.unlink(missing_ok=True)
         every = pl.concat([NO_OUTCOMES, *outcomes])
         return Tallies(
             verdicts=frames.conform(every, VERDICTS),
@@ -173,4 +177,5 @@ def _keep(path: Path, frame: pl.DataFrame) -> None:
         temporary.write_bytes(_digest(content).encode() + content)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

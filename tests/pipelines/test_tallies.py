@@ -43,6 +43,10 @@ class Partitions:
     def made(self, **stakes):
         return self.keeper.tallies(self.manifest, validators(**stakes))
 
+    def directory_in_the_way(self):
+        self.keeper.directory.rmdir()
+        self.keeper.directory.write_text("no directory")
+
     def kept(self):
         return sorted(self.keeper.directory.iterdir())
 
@@ -179,3 +183,5 @@ def test_what_cannot_be_kept_is_made_again(partitions, monkeypatch):
         patched.setattr("pathlib.Path.write_bytes", full)
         assert_frame_equal(partitions.made().verdicts, before.verdicts)
     assert partitions.kept() == []
+    partitions.directory_in_the_way()
+    assert_frame_equal(partitions.made().verdicts, before.verdicts)
