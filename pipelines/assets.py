@@ -233,7 +233,7 @@ def reconciliation(
         *checks.reconciled(
             recent=export.vote_rows(stores.log.votes_between(after, manifest.watermark)),
             archived=stores.archive.votes_after(manifest, after),
-            current_samples=manifest.current_samples,
+            manifest=manifest,
             tallies=tallies,
             scores=scores,
         ),

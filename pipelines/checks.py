@@ -10,6 +10,7 @@ import polars as pl
 
 from pipelines.frames import violations
 from pipelines.tallies import Tallies
+from warehouse.archive import UNTASKED, Manifest
 from warehouse.tables import ARCHIVED_VOTES, Table
 
 AS_DECLARED = "as_declared"
@@ -69,7 +70,7 @@ def reconciled(
     *,
     recent: pl.DataFrame,
     archived: pl.DataFrame,
-    current_samples: int,
+    manifest: Manifest,
     tallies: Tallies,
     scores: pl.DataFrame,
 ) -> list[str]:
@@ -77,7 +78,7 @@ def reconciled(
 
     `recent`: the newest rows of the log up to the watermark, each of which the archive must hold,
     or a newer version of it; what holds one is itself as recent, and so in `archived`.
-    `current_samples`: as the manifest counts them.
+    Samples without a task are those of a partition of their own, and have no verdict.
     """
     found = []
     newer = recent.join(archived, on=list(ARCHIVED_VOTES.key), suffix="_archived")
@@ -90,10 +91,12 @@ def reconciled(
     )
     if changed.height:
         found.append(f"{changed.height} new samples of the log are archived otherwise")
+    current_samples = manifest.current_samples
     if (counted := tallies.entries["total_samples"].sum()) != current_samples:
         found.append(f"{counted} samples are counted, {current_samples} archived")
-    if tallies.verdicts["validator_count"].sum() > current_samples:
-        found.append("the verdicts count more votes than there are samples")
+    tasked = sum(part.rows for name, part in manifest.votes.items() if name != UNTASKED)
+    if (counted := tallies.verdicts["validator_count"].sum()) != tasked:
+        found.append(f"{tasked} samples have a task, {counted} count in verdicts")
     if scores["total_samples"].sum() > current_samples:
         found.append("the score entries count more samples than there are")
     return found

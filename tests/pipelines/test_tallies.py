@@ -1,12 +1,14 @@
 """What partitions come to: the same as the whole history, and only what is new is made anew."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from pipelines import scoring, tallies
+from pipelines import checks, scoring, tallies
 from pipelines.tallies import TallyKeeper
 from pipelines.votes import newest_versions, verdicts, votes
 from tests.pipelines.rule_builders import log_of, miner, miners_of, sample, validators_of
@@ -185,3 +187,19 @@ def test_what_cannot_be_kept_is_made_again(partitions, monkeypatch):
     assert partitions.kept() == []
     partitions.directory_in_the_way()
     assert_frame_equal(partitions.made().verdicts, before.verdicts)
+
+
+def test_a_vote_that_no_verdict_counts_stops_the_run(partitions):
+    made = partitions.made()
+    short = replace(made, verdicts=made.verdicts.head(-1))
+    told = {
+        name: checks.reconciled(
+            recent=log_of(),
+            archived=log_of(),
+            manifest=partitions.manifest,
+            tallies=one,
+            scores=made.entries,
+        )
+        for name, one in (("whole", made), ("short", short))
+    }
+    assert told == {"whole": [], "short": ["4 samples have a task, 2 count in verdicts"]}
