@@ -12,23 +12,18 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 import duckdb
 import polars as pl
-from fastapi.exceptions import RequestValidationError
 
-from api.auth import UNIX_TIME
-from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
-from api.dependencies import AnyBody, fitted, parsed_json
+from cli.proofs import prove_act, proven, unlike
 from pipelines.chain_snapshots import NAME as SNAPSHOT_NAME
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from pipelines.recompute import current_samples, recompute_from
 from warehouse.archive import Archive, ArchiveError, Manifest
 from warehouse.bucket import Pointer, read_pointer
-from warehouse.evaluation import evaluation
-from warehouse.evidence import EvidenceError, body_of, unsigned
+from warehouse.evidence import EvidenceError
 from warehouse.export import EVENT_SCHEMA, VERSION_KEY, submission_rows, text_rows, vote_rows
 from warehouse.generation import (
     Generation,
@@ -42,15 +37,9 @@ from warehouse.generation import (
 from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteRow
 from warehouse.objects import ObjectStore
 from warehouse.records import (
-    BLACKLIST_ADDED,
-    BLACKLIST_REMOVED,
-    TASK_ANNOUNCED,
-    Evaluation,
     Event,
-    Sample,
 )
 from warehouse.restoring import signed_events
-from warehouse.sqlite_restore import SignedEvent
 from warehouse.tables import ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION
 
 OnProgress = Callable[[int, int], None]
@@ -58,95 +47,6 @@ OnProgress = Callable[[int, int], None]
 VOTE_ORDER = [name for name, _ in ARCHIVED_VOTES.order]
 # Of many samples that are wrong, so many are named.
 NAMED_MAX = 10
-# The longest SIGNATURE_EXPIRY_SECONDS there is, and a day for clocks, as the log has it.
-RECEIPT_DISTANCE_MS_MAX = 3_600_000 + 86_400_000
-
-
-def proven(row: SubmissionRow, events: Mapping[int, Event]) -> list[Sample]:
-    """Return the samples that a submission brought, none where it is an admin's act.
-
-    `events` by seq. Raises `EvidenceError`, a sentence, where the hotkey did not sign it, or signed
-    something else than what is stored.
-    """
-    if problem := unsigned(row):
-        raise EvidenceError(problem)
-    is_time = UNIX_TIME.fullmatch(row.timestamp)
-    if not is_time or (
-        abs(int(row.timestamp) * 1000 - row.received_at_ms) > RECEIPT_DISTANCE_MS_MAX
-    ):
-        raise EvidenceError(
-            f"submission {row.seq} is stamped {row.timestamp}: it cannot have been received at "
-            f"{row.received_at_ms} ms"
-        )
-    samples, judged = _said(row) if row.sample_count else ([], None)
-    is_same = (
-        len(samples) == row.sample_count
-        and (row.evaluation_signature, row.is_evaluation_verified) == (judged or (None, None))
-        and (row.sample_count > 0 or _is_act(row, events.get(row.seq + 1)))
-    )
-    if not is_same:
-        raise EvidenceError(_unlike(row))
-    return samples
-
-
-def prove_act(one: SignedEvent) -> None:
-    """Raise `EvidenceError` unless an archived act is what its admin signed."""
-    event, request = one
-    row = SubmissionRow(
-        event.seq - 1, event.received_at_ms, request.hotkey, request.scheme, request.timestamp,
-        request.nonce, request.method, request.path, request.signature, request.body, 0, None, None,
-    )  # fmt: skip
-    proven(row, {event.seq: event})
-
-
-def _unlike(row: SubmissionRow) -> str:
-    return f"submission {row.seq}: what is stored of it is not what {row.hotkey} signed"
-
-
-def _route(row: SubmissionRow) -> str:
-    """Return what was asked for, as the API routes it."""
-    return f"{row.method} {unquote(row.path.partition('?')[0])}"
-
-
-def _said(row: SubmissionRow) -> tuple[list[Sample], Evaluation | None]:
-    """Return what a request says, as the API would take it now."""
-    route = _route(row)
-    if route == "POST /samples/batch":
-        batch = _read(row, SampleBatch)
-        samples, given = [one.to_sample() for one in batch.samples], batch.signature
-    elif route == "POST /samples":
-        samples = [_read(row, SampleSubmission).to_sample()]
-        given = samples[0].evaluation_signature
-    else:
-        raise EvidenceError(f"submission {row.seq} is a {route}, which takes no samples")
-    return samples, evaluation(row.hotkey, given, samples) if given else None
-
-
-def _read(row: SubmissionRow, model: type[AnyBody]) -> AnyBody:
-    try:
-        return fitted(model, parsed_json(body_of(row)))
-    except RequestValidationError as error:
-        what = "; ".join(str(problem["msg"]) for problem in error.errors())
-        raise EvidenceError(f"submission {row.seq} holds no {model.__name__}: {what}") from error
-
-
-def _is_act(row: SubmissionRow, event: Event | None) -> bool:
-    """Tell whether an event is what an admin's request asked for."""
-    if event is None:
-        return False
-    asked: tuple[str, str, str | None]
-    if event.kind == TASK_ANNOUNCED:
-        asked = ("POST /tasks", str(_read(row, TaskAnnouncement).task_id), None)
-    elif event.kind == BLACKLIST_ADDED:
-        addition = _read(row, BlacklistAddition)
-        asked = ("POST /blacklist", addition.hotkey, addition.reason)
-    elif event.kind == BLACKLIST_REMOVED:
-        asked = (f"DELETE /blacklist/{event.subject}", event.subject, None)
-    else:
-        return False
-    return (*asked, row.hotkey, row.received_at_ms) == (
-        _route(row), event.subject, event.detail, event.admin_hotkey, event.received_at_ms,
-    )  # fmt: skip
 
 
 def log_against_requests(log: LogReader, on_progress: OnProgress) -> Iterator[str]:
@@ -169,7 +69,7 @@ def log_against_requests(log: LogReader, on_progress: OnProgress) -> Iterator[st
             seqs = range(row.seq + 1, row.seq + 1 + row.sample_count)
             at_once = {received.get(seq, row.received_at_ms) for seq in seqs}
             if stored and (stored.samples != samples or at_once != {row.received_at_ms}):
-                yield _unlike(row)
+                yield unlike(row)
 
 
 def archive_files(archive: Archive, manifest: Manifest, on_progress: OnProgress) -> Iterator[str]:

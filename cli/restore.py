@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 
 from cli.failures import one_line
-from cli.inspection import prove_act
+from cli.proofs import prove_act
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from warehouse import restoring
