@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -84,27 +85,33 @@ def test_the_location_keeps_its_name_when_the_port_changes(home):
         }
 
 
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
 def priority_of(nice, *, is_leader):
+    """The niceness of a process that gave way, and what the kernel says of its session's group."""
     code = (
         "import os, pathlib; from cli.orchestration import give_way; "
-        f"give_way({nice}); print(os.nice(0), pathlib.Path('/proc/self/autogroup').read_text())"
+        f"give_way({nice}); print(os.nice(0)); print(pathlib.Path('{AUTOGROUP}').read_text())"
     )
     command = [sys.executable, "-c", code]
     ended = subprocess.run(
         command, capture_output=True, text=True, check=True, start_new_session=is_leader, timeout=60
     )
-    return ended.stdout.split()
+    own, _, group = ended.stdout.partition("\n")
+    return own, group.strip()
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/autogroup").exists(), reason="this kernel has no groups of sessions"
-)
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no groups of sessions")
 def test_runs_give_way_to_others_of_their_session_and_to_other_sessions():
-    own, *_, group = priority_of(7, is_leader=True)
-    assert (own, group) == ("7", "7")
+    own, group = priority_of(7, is_leader=True)
+    assert own == str(os.nice(0) + 7)
+    # Nothing is said of a session that began before the kernel made groups, or in a cgroup.
+    assert group == "" or group.endswith(" nice 7")
     # Who shares a session must not slow down the others in it.
-    own, *_, group = priority_of(7, is_leader=False)
-    assert (own, group) == ("7", "0")
+    before = AUTOGROUP.read_text().strip()
+    assert priority_of(7, is_leader=False) == (own, before)
+    assert AUTOGROUP.read_text().strip() == before
 
 
 def test_dagsters_logs_have_the_form_of_ours(home, monkeypatch):
