@@ -17,10 +17,13 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 
+# Three on two cores, since many wait for a process that starts.
+AT_ONCE := -n 3 --dist worksteal
 FUZZ := tests/api/test_fuzz.py tests/api/test_raw_fuzz.py tests/api/test_findings.py \
 	tests/api/test_codecs.py tests/warehouse/test_codecs.py tests/pipelines/test_codecs.py \
 	tests/pipelines/test_rule_properties.py
-TORTURE ?= tests/faults tests/test_kill.py tests/test_kill_run.py tests/test_kill_demo.py $(FUZZ)
+# The longest first, so that no worker is left alone with one in the end.
+TORTURE ?= tests/test_kill_demo.py tests/test_kill_run.py tests/test_kill.py tests/faults $(FUZZ)
 
 .PHONY: help demo test torture fuzz bench soak audit lock format clean
 
@@ -37,10 +40,10 @@ test: $(DEV) ## Run everything that CI runs
 	$(BIN)/lint-imports
 	home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && cp pipelines/dagster.yaml "$$home" && \
 		DAGSTER_HOME=$$home LEOMA_HOME=$$home $(BIN)/dagster definitions validate -w workspace.yaml
-	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
+	$(BIN)/pytest $(AT_ONCE) $(PYTEST_FLAGS)
 
-torture: $(DEV) ## Run every long form: faults, power cuts, kills, fuzz (an hour; TORTURE=paths for a part)
-	LEOMA_TORTURE=1 $(BIN)/pytest -n 2 $(TORTURE) $(PYTEST_FLAGS)
+torture: $(DEV) ## Run every long form: faults, power cuts, kills, fuzz (hours; TORTURE=paths for a part)
+	LEOMA_TORTURE=1 $(BIN)/pytest $(AT_ONCE) $(TORTURE) $(PYTEST_FLAGS)
 
 fuzz: ## Run the long form of the fuzzing alone: requests nobody should send, every codec and rule
 	$(MAKE) torture TORTURE="$(FUZZ)"

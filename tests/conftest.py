@@ -15,6 +15,7 @@ import pytest
 from tests.object_storage import DOMAIN, ObjectServer
 from warehouse.settings import WarehouseSettings
 
+IS_TORTURE = os.environ.get("LEOMA_TORTURE") == "1"
 SUMMED = {
     "requests over HTTP",
     "examples of properties",
@@ -33,7 +34,16 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def is_torture() -> bool:
     """Whether everything is tried, which takes minutes, or a short selection."""
-    return os.environ.get("LEOMA_TORTURE") == "1"
+    return IS_TORTURE
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to torture what is marked so."""
+    if IS_TORTURE:
+        return
+    left = [item for item in items if item.get_closest_marker("torture")]
+    items[:] = [item for item in items if not item.get_closest_marker("torture")]
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import itertools
 import pytest
 
 from tests.faults.shim import CHANGES, read_journal, run_child
-from tests.faults.test_publish_faults import DAMAGE, ERRORS, Runs
+from tests.faults.test_publish_faults import DAMAGE, Runs, cases_of
 from tests.warehouse.builders import settings
 from warehouse.archive import Archive
 from warehouse.export import differences
@@ -17,7 +17,6 @@ from warehouse.generation import Generations, open_generation
 from warehouse.sqlite_keeper import SqliteKeeper
 
 DRIVER = "tests.faults.keep_driver"
-FEW = 2  # cases of each kind in the short selection
 SAMPLES = "SELECT count(*), count(DISTINCT seq), count(prompt) FROM samples"
 
 
@@ -119,18 +118,6 @@ def wrong_with_case(undisturbed, number, outcome):
     return f"the next night left something to do: {changed}" if changed else None
 
 
-def cases_of(operations, *, is_torture):
-    """Return a fault for each operation and each way, or a few of each: only writes can be torn."""
-    cases = []
-    for mode, error in ERRORS.items():
-        chosen = [one for one in operations if mode != "torn" or one[0] == "write"]
-        cases += [
-            {"nth": nth, "kinds": [kind], "mode": mode, "error": error}
-            for kind, nth in (chosen if is_torture else chosen[2 :: len(chosen) // FEW])
-        ]
-    return cases
-
-
 def test_every_operation_of_a_night_may_fail(is_torture, undisturbed, record_property):
     cases = cases_of(undisturbed.operations, is_torture=is_torture)
     report, found = undisturbed.nights.run(cases), []
@@ -139,4 +126,3 @@ def test_every_operation_of_a_night_may_fail(is_torture, undisturbed, record_pro
             found.append(f"{case}, {outcome['hit']}, {outcome['first']}: {wrong}")
     record_property("faults injected", len(cases))
     assert not found, "\n".join(found)
-    assert len(cases) >= FEW * len(ERRORS)

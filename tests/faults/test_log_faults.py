@@ -20,6 +20,7 @@ DRIVER = "tests.faults.log_driver"
 WRITE_STRIDE = 9
 RECORDS = 2 + 3 * (SUBMISSIONS + 1)
 ERRORS = ("EIO", "ENOSPC", "EROFS")
+READS = {True: "with a reader", False: "without a reader"}
 BURST_OPERATIONS = {"write": 200, "sync": 25}
 
 UNFELT = "unfelt"  # nobody needed to hear of it: a later operation makes up for it
@@ -157,8 +158,18 @@ def wrong_of(shim, directory, cases, *, reads):
     return found
 
 
-@pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
-@pytest.mark.parametrize("mode", ["not_applied", "applied", "torn"])
+@pytest.mark.parametrize(
+    ("mode", "reads"),
+    [
+        ("not_applied", True),
+        ("applied", False),
+        ("torn", True),
+        pytest.param("not_applied", False, marks=pytest.mark.torture),
+        pytest.param("applied", True, marks=pytest.mark.torture),
+        pytest.param("torn", False, marks=pytest.mark.torture),
+    ],
+    ids=lambda value: value if isinstance(value, str) else READS[value],
+)
 def test_every_change_of_the_disk_may_fail(
     shim, is_torture, tmp_path, mode, *, reads, record_property
 ):

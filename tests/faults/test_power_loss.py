@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.power import Disk, cuts
 from tests.faults.shim import CHANGES, read_journal, run_child
+from tests.faults.test_log_faults import READS
 from tests.warehouse.builders import settings
 from warehouse.sqlite_keeper import SqliteKeeper
 
@@ -99,7 +100,7 @@ def lives(shim, tmp_path):
     return Lives(shim, tmp_path / "lives")
 
 
-@pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
+@pytest.mark.parametrize("reads", READS, ids=READS.get)
 def test_the_log_survives_at_every_point(lives, is_torture, reads, record_property):
     lives.prepare().live(reads=reads)
     found, count = lives.losses(20 if is_torture else 2, is_point=every(1 if is_torture else 5))
@@ -121,8 +122,18 @@ def test_the_simulation_notices_a_log_that_does_not_sync(lives):
     assert any("malformed" in one or "damaged" in one for one in found)
 
 
-@pytest.mark.parametrize("reads", [True, False], ids=["with a reader", "without a reader"])
-@pytest.mark.parametrize("kind", ["sync", "write", "truncate"])
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [
+        ("sync", False),
+        ("write", True),
+        ("truncate", True),
+        pytest.param("sync", True, marks=pytest.mark.torture),
+        pytest.param("write", False, marks=pytest.mark.torture),
+        pytest.param("truncate", False, marks=pytest.mark.torture),
+    ],
+    ids=lambda value: value if isinstance(value, str) else READS[value],
+)
 def test_what_is_told_after_a_failure_is_on_the_disk(
     lives, is_torture, kind, reads, record_property
 ):
@@ -165,10 +176,7 @@ def is_ignored_by_sqlite(hit):
 
 @pytest.mark.parametrize(
     "has_companion",
-    [
-        False,
-        True,
-    ],
+    [pytest.param(False, marks=pytest.mark.torture), True],
     ids=["alone", "with another process"],
 )
 def test_a_repeat_after_a_kill_is_answered_from_the_disk(shim, tmp_path, is_torture, has_companion):
@@ -177,7 +185,7 @@ def test_a_repeat_after_a_kill_is_answered_from_the_disk(shim, tmp_path, is_tort
     counting.live()
     commits = syncs_of_commits(read_journal(counting.work / "journal-0"))
     found = []
-    for nth in commits if is_torture else commits[:2]:
+    for nth in commits if is_torture else commits[1:2]:
         lives = Lives(shim, tmp_path / f"killed-{nth}").prepare()
         killed = {"nth": nth, "kinds": ["sync"], "mode": "killed", "error": "EIO"}
         lives.live(killed, is_killed=True)

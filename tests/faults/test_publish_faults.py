@@ -21,7 +21,6 @@ from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.tables import GENERATION
 
 DRIVER = "tests.faults.publish_driver"
-FEW = 2  # cases of each test in the short selection
 ERRORS = {"not_applied": "ENOSPC", "applied": "EIO", "torn": "ENOSPC"}
 DAMAGE = (ArchiveError, GenerationError, MetagraphError, LogError, OSError, duckdb.Error)
 
@@ -133,14 +132,19 @@ def is_generation_in_the_making(path):
     return "/generations/" in path and ".duckdb." in path
 
 
-def cases_of(operations, mode, *, is_torture):
-    """Return one fault for each operation, or a few of them: only writes can be half done."""
-    chosen = [one for one in operations if mode != "torn" or one[0] == "write"]
-    cases = [
-        {"nth": nth, "kinds": [kind], "mode": mode, "error": ERRORS[mode]}
-        for kind, nth, _ in (chosen if is_torture else chosen[3 :: len(chosen) // FEW])
-    ]
-    assert len(cases) >= FEW
+def cases_of(operations, *, is_torture):
+    """Return a fault for each operation and each way, or one for each way: only writes can be torn.
+
+    `operations`: the kind of each, and its number among those of its kind.
+    """
+    cases = []
+    for turn, (mode, error) in enumerate(ERRORS.items(), 1):
+        chosen = [one for one in operations if mode != "torn" or one[0] == "write"]
+        # Each way at another point of the life.
+        chosen = chosen if is_torture else [chosen[turn * len(chosen) // (len(ERRORS) + 1)]]
+        cases += [
+            {"nth": nth, "kinds": [kind], "mode": mode, "error": error} for kind, nth in chosen
+        ]
     return cases
 
 
@@ -180,21 +184,16 @@ def wrong_with_case(undisturbed, number, case, outcome):
     return None if digest(runs.home) == undisturbed.digest else "other tables than undisturbed"
 
 
-@pytest.mark.parametrize("mode", list(ERRORS))
-def test_every_operation_of_a_run_may_fail(is_torture, undisturbed, mode, record_property):
-    operations = [one for one in undisturbed.operations if not is_generation_in_the_making(one[2])]
-    cases = cases_of(operations, mode, is_torture=is_torture)
-    record_property("faults injected", len(cases))
-    found = wrong_of(undisturbed, cases)
-    assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("mode", list(ERRORS))
-def test_a_generation_that_could_not_be_written_is_not_published(
-    is_torture, undisturbed, mode, record_property
+@pytest.mark.parametrize("is_in_the_making", [True, False], ids=["of the generation", "of others"])
+def test_every_operation_of_a_run_may_fail(
+    is_torture, undisturbed, is_in_the_making, record_property
 ):
-    operations = [one for one in undisturbed.operations if is_generation_in_the_making(one[2])]
-    cases = cases_of(operations, mode, is_torture=is_torture)
+    operations = [
+        (kind, nth)
+        for kind, nth, path in undisturbed.operations
+        if is_generation_in_the_making(path) == is_in_the_making
+    ]
+    cases = cases_of(operations, is_torture=is_torture)
     record_property("faults injected", len(cases))
     found = wrong_of(undisturbed, cases)
     assert not found, "\n".join(found)

@@ -10,8 +10,7 @@ import pytest
 
 from pipelines.chain_snapshots import ChainSnapshots
 from tests.faults.shim import CHANGES, read_journal, run_child
-from tests.faults.test_keep_faults import cases_of
-from tests.faults.test_publish_faults import DAMAGE, Runs
+from tests.faults.test_publish_faults import DAMAGE, Runs, cases_of
 from tests.pipelines.test_assets import Subnet
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.archive import Archive
@@ -146,7 +145,11 @@ def restores(shim, tmp_path_factory, object_server):
     return Restores(shim, tmp_path_factory.mktemp("restores"), object_server)
 
 
-@pytest.mark.parametrize("is_beside", [False, True], ids=["onto nothing", "beside an older log"])
+@pytest.mark.parametrize(
+    "is_beside",
+    [pytest.param(False, marks=pytest.mark.torture), True],
+    ids=["onto nothing", "beside an older log"],
+)
 def test_every_operation_of_a_restore_may_fail(restores, is_torture, is_beside, record_property):
     cases = cases_of(restores.operations(is_beside=is_beside), is_torture=is_torture)
     found = []

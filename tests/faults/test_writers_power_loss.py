@@ -6,6 +6,8 @@ All three write one journal, in the true order. LEOMA_TORTURE=1 tries every poin
 import itertools
 import json
 
+import pytest
+
 from tests.faults.shim import read_journal, run_child
 from tests.faults.test_power_loss import Lives, every
 
@@ -36,6 +38,7 @@ def test_what_several_processes_acknowledged_survives(shim, tmp_path, is_torture
     assert count > 60
 
 
+@pytest.mark.torture
 def test_the_simulation_notices_writers_that_do_not_sync(shim, tmp_path):
     races = Races(shim, tmp_path / "races").prepare()
     races.race(lie=True)
