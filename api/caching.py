@@ -20,7 +20,8 @@ def is_match(etag: bytes, if_none_match: bytes) -> bool:
 class RenderedAnswers:
     """Rendered answers by key, the least recently used dropped first. Threads share it.
 
-    `bytes_max` bounds the memory of all of it, keys included.
+    `bytes_max` bounds the memory of all of it, keys included. One answer is rendered at a time:
+    each can take many times its size, and after a new generation everybody asks for the same one.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -28,20 +29,33 @@ class RenderedAnswers:
         self._bytes = 0
         self._answers: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
         self._lock = Lock()
+        self._rendering = Lock()
 
     def get(self, key: tuple[str, ...], render: Callable[[], bytes]) -> bytes:
         """Return the answer kept under `key`, rendering it if there is none."""
+        if (kept := self._kept(key)) is not None:
+            return kept
+        # What is kept is answered meanwhile.
+        with self._rendering:
+            # Somebody may have rendered it while this waited.
+            if (kept := self._kept(key)) is not None:
+                return kept
+            answer = render()
+            self._keep(key, answer)
+        return answer
+
+    def _kept(self, key: tuple[str, ...]) -> bytes | None:
         with self._lock:
             if (kept := self._answers.get(key)) is not None:
                 self._answers.move_to_end(key)
-                return kept
-        # Not under the lock: rendering one answer twice is cheaper than making all others wait.
-        answer = render()
+            return kept
+
+    def _keep(self, key: tuple[str, ...], answer: bytes) -> None:
+        size = len(answer) + ENTRY_BYTES
+        if size > self._bytes_max:
+            return
         with self._lock:
-            size = len(answer) + ENTRY_BYTES
-            if key not in self._answers and size <= self._bytes_max:
-                self._answers[key] = answer
-                self._bytes += size
-                while self._bytes > self._bytes_max:
-                    self._bytes -= len(self._answers.popitem(last=False)[1]) + ENTRY_BYTES
-        return answer
+            self._answers[key] = answer
+            self._bytes += size
+            while self._bytes > self._bytes_max:
+                self._bytes -= len(self._answers.popitem(last=False)[1]) + ENTRY_BYTES

@@ -106,13 +106,16 @@ class Snapshot:
     ) -> bytes:
         """Answer a question about one hotkey, on a cursor of its own.
 
-        Raises `GenerationError` where the file is not what it was.
+        Raises `GenerationError` where the file is not what it was, or the answer takes too much.
         """
         try:
             with self._connection.cursor() as cursor:
                 return question(cursor, hotkey)
         except duckdb.ProgrammingError:
             raise
+        except duckdb.OutOfMemoryException as error:
+            # Nothing is wrong with the file.
+            raise GenerationError(f"{self._path}: {error}") from error
         except duckdb.Error as error:
             self._damage = str(error)
             raise GenerationError(f"{self._path} cannot be read: {error}") from error

@@ -1,5 +1,9 @@
 """The cache of rendered answers: what it keeps, and what it may cost."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 from api.caching import ENTRY_BYTES, RenderedAnswers
 
 
@@ -41,3 +45,27 @@ def test_answer_above_the_bound_is_not_kept():
     answers = RenderedAnswers(ENTRY_BYTES)
     assert asked(answers, "a", b"x")
     assert asked(answers, "a", b"x")
+
+
+def test_one_answer_is_rendered_at_a_time_and_for_all_who_wait():
+    """After a new generation everybody asks for the same one, and each takes memory meanwhile."""
+    answers, under_way, most, rendered = RenderedAnswers(10_000), 0, 0, []
+    everybody = threading.Barrier(8)
+
+    def render():
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.05)
+        under_way -= 1
+        rendered.append(1)
+        return b"[]"
+
+    def ask(number):
+        everybody.wait()
+        return answers.get((str(number % 2),), render)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(ask, range(8))) == {b"[]"}
+    assert most == 1
+    assert len(rendered) == 2

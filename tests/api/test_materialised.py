@@ -7,11 +7,13 @@ import time
 import httpx
 import pytest
 
+from api import rendering
 from api.instants import iso8601
+from api.snapshot import Snapshot
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
 from tests.builders import hotkey, publish
-from warehouse.generation import Generations
+from warehouse.generation import GenerationError, Generations
 
 OLD, YOUNG, BROKEN = hotkey("old"), hotkey("young"), hotkey("broken")
 BIG, SMALL = hotkey("big"), hotkey("small")
@@ -549,3 +551,18 @@ def test_client_may_keep_its_connection_over_all_kinds_of_answers(server):
                 client.get(path)
             client.post("/samples", content=b"x" * 100_000)
             assert client.get("/weights").status_code == 200
+
+
+def test_an_answer_that_takes_too_much_memory_is_refused_and_nothing_is_called_damaged(
+    warehouse_settings,
+):
+    snapshot = Snapshot(publish(warehouse_settings))
+    large = "SELECT string_agg(repeat(?, 1_000_000), '') FROM range(1_000)"
+
+    def question(connection, text):
+        return connection.execute(large, [text]).fetchall()[0][0].encode()
+
+    with pytest.raises(GenerationError, match="Out of Memory"):
+        snapshot.render(question, "x")
+    assert snapshot.problem() is None
+    assert snapshot.render(rendering.miner_tasks, OLD) == b"[]"
