@@ -15,7 +15,7 @@ from warehouse.sqlite_keeper import SqliteKeeper
 SECONDS_MAX = 120
 TINY = [
     *("--minutes", "0.08", "--samples-per-second", "50", "--reads-per-second", "20"),
-    *("--history", "2000", "--sample-seconds", "1", "--run-seconds", "2"),
+    *("--history", "5120", "--sample-seconds", "1", "--run-seconds", "2"),
     *("--runs", "command", "--no-storage"),
 ]
 

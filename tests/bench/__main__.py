@@ -7,16 +7,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from cli.processes import ProcessError, StopRequested, stop_signals
-from tests.bench import history, limits, objects, outbox, report, servers, storage
+from tests.bench import history, limits, objects, outbox, report, servers, storage, together
 from tests.bench.environment import clean_environment
-from tests.bench.live import measure_live, measure_singles
+from tests.bench.live import OLD_MINER, measure_live, measure_singles
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
 from warehouse.files import locked
@@ -25,20 +25,29 @@ from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
 
 ROOT = Path("build/bench")
-FULL_RUNS, INCREMENTAL_RUNS = 5, 5
+RUNS = 5
+REBUILD, AGAIN = "Rebuild from the log alone", "Run without news"
+GROWN, MOVED = f"Run after {NEW_SAMPLES:,} new samples", "Run after stakes moved"
+OLD_MINER_TASKS = 20_000
 SYNCS = 221  # 200 after the first ones, which fill caches
 SYNCS_MB_MAX = 16  # what the allocator may keep; a leak of one answer a sync is more
-WRITE_TASKS = 10  # a round of writes: 20,000 samples
+WRITE_TASKS = 10  # a round of writes: 40,000 samples
 OUTAGE_SECONDS = 60
-STORAGE_PARTS = ("publishing", "links", "outbox", "outage")
-PARTS = ("reads", "live", "writes", "singles", "syncs", *STORAGE_PARTS)
+PARTS = (
+    "runs", "publishing", "reads", "together", "live", "writes", "singles", "syncs", "links",
+    "outbox", "outage",
+)  # fmt: skip
+NEED_TABLES = {"together", "reads", "live", "writes", "singles"}
+# Of a log with 10,000,000 samples; a shorter one takes its share.
+REBUILD_SECONDS_MAX, REBUILT_SAMPLES = 120.0, 10_000_000
+RUN_MB_MAX, WORKER_MB_MAX = 500, 150
 LIVE_TARGETS = {
     "/samples/list?limit=200": 400,
     "/samples/validator/{hotkey}": 600,
     "/samples/miner/{hotkey}": 600,
     "/tasks/{id}/miner/{hotkey}": 1500,
+    OLD_MINER: 60,
 }
-LATEST_TASK = 10**9
 Value = TypeVar("Value")
 
 
@@ -64,125 +73,142 @@ def step(what: str, act: Callable[[], Value]) -> Value:
     return value
 
 
-def measure(samples: int, only: tuple[str, ...], outage_seconds: int) -> tuple[list[Figure], int]:
-    """Measure everything, or some parts; return the figures and how large the history is."""
+def measure(shape: history.Shape, only: tuple[str, ...], outage_seconds: int) -> Iterator[Figure]:
+    """Measure everything, or some parts."""
     root = ROOT.absolute()
-    shape = history.Shape.of(samples)
     made = history.made_history(root, shape, int(time.time()))
     home = step("Copying the history", lambda: history.working_copy(made, root))
-    given = environment(home)
-    logs = root / "logs"
-    logs.mkdir(exist_ok=True)
-    if only:
-        figures = _parts(only, logs, given, root, shape.tasks)
-        figures += _storage_figures(logs, given, root, only, outage_seconds)
-        return figures, shape.samples
-
-    rebuild = step(
-        "Rebuild from the log alone", lambda: servers.materialisations(given, "again", 1)
-    )
-    full = step("Full runs", lambda: servers.materialisations(given, "again", FULL_RUNS))
-    grown = step(
-        "Incremental runs", lambda: servers.materialisations(given, "grow", INCREMENTAL_RUNS)
-    )
-    # Before a task far ahead is announced: its runs announce the next ones.
-    published = _storage_figures(logs, given, root, ("publishing",), outage_seconds)
-    reads = step("Reads, one worker", lambda: servers.measure_reads(logs, given, root))
-    live = step("Live reads, one worker", lambda: measure_live(logs, given, root, shape.tasks))
-    first_task = _open_tasks(home)
-    writes = step(
-        "Writes, two workers",
-        lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
-    )
-    next_task = first_task + WRITE_TASKS * servers.ROUNDS
-    singles = step(
-        "Single samples, two workers", lambda: measure_singles(logs, given, root, next_task)
-    )
-    synced = step("Syncs with a node", lambda: servers.syncs(given, SYNCS))
-    stored = _storage_figures(logs, given, root, ("links", "outbox", "outage"), outage_seconds)
-    verify = step("sr25519", limits.verifications_per_second)
-    fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
-    inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
-    figures = [
-        *_read_figures(reads),
-        *_live_figures(live),
-        *_write_figures(writes, inserts, verify, fsync),
-        *_single_figures(singles),
-        *_run_figures(rebuild, full, grown),
-        *_sync_figures(synced),
-        *published,
-        *stored,
-        Figure("API memory, reads, one worker", [reads["rss_mb"]], "MB", is_rate=False, target=250),
-        Figure(
-            "API memory, writes, per worker", [writes["rss_mb"]], "MB", is_rate=False, target=250
-        ),
-    ]
-    return figures, shape.samples
-
-
-def _parts(
-    only: tuple[str, ...], logs: Path, given: dict[str, str], root: Path, tasks: int
-) -> list[Figure]:
-    """Measure what needs nothing of the other parts."""
-    figures: list[Figure] = []
-    if {"reads", "live", "writes", "singles"} & set(only):
+    bench = Parts(environment(home), root, shape, outage_seconds)
+    parts = only or PARTS
+    if "runs" not in parts and NEED_TABLES & set(parts):
         # The history has no tables yet.
-        step("Tables", lambda: servers.materialisations(given, "again", 1))
-    if "reads" in only:
-        reads = step("Reads, one worker", lambda: servers.measure_reads(logs, given, root))
-        figures += _read_figures(reads)
-    if "live" in only:
-        live = step("Live reads, one worker", lambda: measure_live(logs, given, root, tasks))
-        figures += _live_figures(live)
-    if "writes" in only:
-        home = Path(given["LEOMA_HOME"])
-        first_task = _open_tasks(home)
+        step("Tables", lambda: servers.materialisations(bench.given, "again", 1))
+    for part in PARTS:
+        if part in parts:
+            yield from getattr(bench, part)()
+
+
+class Parts:
+    """What can be measured alone, each part in the order of `PARTS` on one working copy."""
+
+    def __init__(
+        self, given: dict[str, str], root: Path, shape: history.Shape, outage_seconds: int
+    ) -> None:
+        self.given, self.root, self.shape = given, root, shape
+        self.home, self.logs = Path(given["LEOMA_HOME"]), root / "logs"
+        self.logs.mkdir(exist_ok=True)
+        self.outage_seconds = outage_seconds
+
+    def runs(self) -> list[Figure]:
+        def runs_of(mode: str, times: int) -> list[dict[str, Any]]:
+            return servers.materialisations(self.given, mode, times)
+
+        made = {
+            REBUILD: step("Rebuild from the log alone", lambda: runs_of("again", 1)),
+            AGAIN: step("Runs without news", lambda: runs_of("again", RUNS)),
+            GROWN: step("Runs after new samples", lambda: runs_of("grow", RUNS)),
+            MOVED: step("Runs after stakes moved", lambda: runs_of("moved", RUNS)),
+        }
+        scan = step("Bare scan", lambda: limits.scan_seconds(self.home))
+        return _run_figures(made, scan, self.shape.samples)
+
+    def publishing(self) -> list[Figure]:
+        # Before a task far ahead is announced: its runs announce the next ones.
+        return step("Publishing to a bucket", lambda: storage.publishing(self.given, self.root))
+
+    def reads(self) -> list[Figure]:
+        reads = step(
+            "Reads, one worker", lambda: servers.measure_reads(self.logs, self.given, self.root)
+        )
+        return _read_figures(reads)
+
+    def together(self) -> list[Figure]:
+        where = (self.logs, self.given, self.root)
+        started = step("Starts", lambda: together.starting(*where))
+        task = _open_tasks(self.home)
+        fresh = step("From POST to weights", lambda: together.freshness(*where, task))
+        beside = step("Reads beside runs", lambda: together.reads_beside_runs(*where))
+        return [started, fresh, *beside]
+
+    def live(self) -> list[Figure]:
+        first_task = _open_tasks(self.home) + history.LATEST_TASK // 10
+        tasks = range(first_task, first_task + OLD_MINER_TASKS)
+        miner = step(
+            f"A miner with {OLD_MINER_TASKS:,} tasks", lambda: _add_old_miner(self.home, tasks)
+        )
+        step("Tables", lambda: servers.materialisations(self.given, "again", 1))
+        live = step(
+            "Live reads, one worker",
+            lambda: measure_live(self.logs, self.given, self.root, self.shape.tasks, miner),
+        )
+        return _live_figures(live)
+
+    def writes(self) -> list[Figure]:
+        first_task = _open_tasks(self.home)
         writes = step(
             "Writes, two workers",
-            lambda: servers.measure_writes(logs, given, root, first_task, WRITE_TASKS),
+            lambda: servers.measure_writes(
+                self.logs, self.given, self.root, first_task, WRITE_TASKS
+            ),
         )
-        inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(home))
+        inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(self.home))
         verify = step("sr25519", limits.verifications_per_second)
-        fsync = step("fsync", lambda: limits.fsyncs_per_second(home))
-        figures += _write_figures(writes, inserts, verify, fsync)
-    if "singles" in only:
-        first_task = _open_tasks(Path(given["LEOMA_HOME"]))
+        fsync = step("fsync", lambda: limits.fsyncs_per_second(self.home))
+        return _write_figures(writes, inserts, verify, fsync)
+
+    def singles(self) -> list[Figure]:
+        first_task = _open_tasks(self.home)
         singles = step(
-            "Single samples, two workers", lambda: measure_singles(logs, given, root, first_task)
+            "Single samples, two workers",
+            lambda: measure_singles(self.logs, self.given, self.root, first_task),
         )
-        figures += _single_figures(singles)
-    if "syncs" in only:
-        figures += _sync_figures(step("Syncs with a node", lambda: servers.syncs(given, SYNCS)))
-    return figures
+        return _single_figures(singles)
 
+    def syncs(self) -> list[Figure]:
+        synced = step("Syncs with a node", lambda: servers.syncs(self.given, SYNCS))
+        return _sync_figures(synced)
 
-def _storage_figures(
-    logs: Path, given: dict[str, str], root: Path, parts: tuple[str, ...], outage_seconds: int
-) -> list[Figure]:
-    figures: list[Figure] = []
-    if "publishing" in parts:
-        figures += step("Publishing to a bucket", lambda: storage.publishing(given, root))
-    if "links" in parts:
-        figures.append(step("Presigned URLs", objects.presigning))
-    if "outbox" in parts:
-        figures.append(step("Outbox to object storage", lambda: outbox.draining(logs, given, root)))
-    if "outage" in parts:
-        first_task = _open_tasks(Path(given["LEOMA_HOME"]))
-        figures += step(
+    def links(self) -> list[Figure]:
+        return [step("Presigned URLs", objects.presigning)]
+
+    def outbox(self) -> list[Figure]:
+        return [
+            step(
+                "Outbox to object storage",
+                lambda: outbox.draining(self.logs, self.given, self.root),
+            )
+        ]
+
+    def outage(self) -> list[Figure]:
+        first_task = _open_tasks(self.home)
+        return step(
             "Outages of object storage",
-            lambda: storage.outages(logs, given, root, first_task, outage_seconds),
+            lambda: storage.outages(
+                self.logs, self.given, self.root, first_task, self.outage_seconds
+            ),
         )
-    return figures
+
+
+def _add_old_miner(home: Path, tasks: range) -> str:
+    log = SqliteLog(WarehouseSettings(leoma_home=home))
+    try:
+        return history.append_old_miner(log, tasks, int(time.time()))
+    finally:
+        log.close()
 
 
 def _open_tasks(home: Path) -> int:
     """Announce a task far ahead, so that new ones are accepted; return the first new task."""
     log = SqliteLog(WarehouseSettings(leoma_home=home))
     try:
-        history.announce(log, LATEST_TASK, int(time.time()))
+        history.announce(log, history.LATEST_TASK, int(time.time()))
         return (log.latest_sampled_task() or 0) + 1
     finally:
         log.close()
+
+
+def _memory(what: str, rss_mb: float) -> Figure:
+    return Figure(f"API memory, {what}", [rss_mb], "MB", is_rate=False, target=WORKER_MB_MAX)
 
 
 def _read_figures(reads: dict[str, Any]) -> list[Figure]:
@@ -201,11 +227,11 @@ def _read_figures(reads: dict[str, Any]) -> list[Figure]:
                 note=f"p99 {worst:.1f} ms",
             )
         )
-    return figures
+    return [*figures, _memory("tables read, one worker", reads["rss_mb"])]
 
 
 def _live_figures(live: dict[str, Any]) -> list[Figure]:
-    return [
+    figures = [
         Figure(
             f"GET {route}",
             [load.per_second for load in loads],
@@ -215,6 +241,7 @@ def _live_figures(live: dict[str, Any]) -> list[Figure]:
         )
         for route, loads in live["rates"].items()
     ]
+    return [*figures, _memory("log read, one worker", live["rss_mb"])]
 
 
 def _single_figures(loads: list[servers.Load]) -> list[Figure]:
@@ -255,6 +282,7 @@ def _write_figures(
             target=150,
             note=f"p50 {statistics.median(load.p50_ms for load in loads):.0f} ms",
         ),
+        _memory("writes, largest worker", writes["rss_mb"]),
         Figure("sr25519 verifications, one core", [verify], "1/s"),
         Figure("fdatasync of 8 kB appends", [fsync], "1/s"),
         Figure("Bare inserts, one connection", [inserts], "samples/s"),
@@ -262,28 +290,30 @@ def _write_figures(
 
 
 def _run_figures(
-    rebuild: list[dict[str, Any]], full: list[dict[str, Any]], grown: list[dict[str, Any]]
+    made: dict[str, list[dict[str, Any]]], scan_seconds: float, samples: int
 ) -> list[Figure]:
-    def own(runs: list[dict[str, Any]]) -> list[float]:
-        return [run["own_seconds"] for run in runs]
-
-    def wall(runs: list[dict[str, Any]]) -> str:
+    def figure(name: str, **given: Any) -> Figure:
+        runs = made[name]
         steps = runs[-1]["step_seconds"]
         slowest = max(steps, key=steps.__getitem__)
         seconds = max(run["seconds"] for run in runs)
-        return f"{seconds:.2f} s at most with Dagster's own; {slowest} {steps[slowest]:.2f} s"
+        note = f"{seconds:.2f} s at most with Dagster's own; {slowest} {steps[slowest]:.2f} s"
+        own = [run["own_seconds"] for run in runs]
+        return Figure(name, own, "s", is_rate=False, note=note, **given)
 
+    def memory(of: str, name: str) -> Figure:
+        peak = max(run["peak_mb"] for run in made[name])
+        return Figure(f"Memory of {of}", [peak], "MB", is_rate=False, target=RUN_MB_MAX)
+
+    scan = f"DuckDB's bare scan of the same votes ({scan_seconds:.2f} s)"
     return [
-        Figure("Rebuild from the log alone", own(rebuild), "s", is_rate=False, note=wall(rebuild)),
-        Figure("Full run", own(full), "s", is_rate=False, target=3, note=wall(full)),
-        Figure(
-            f"Run after {NEW_SAMPLES:,} new samples",
-            own(grown),
-            "s",
-            is_rate=False,
-            target=1,
-            note=wall(grown),
-        ),
+        figure(REBUILD, target=REBUILD_SECONDS_MAX * samples / REBUILT_SAMPLES),
+        figure(AGAIN),
+        figure(GROWN, target=1),
+        figure(MOVED, limit=scan_seconds, limit_name=scan),
+        memory("a rebuild", REBUILD),
+        memory("runs after new samples", GROWN),
+        memory("runs after stakes moved", MOVED),
     ]
 
 
@@ -326,18 +356,20 @@ def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
 )
 def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_seconds: int) -> None:
     """Measure the service; the history is kept under build/bench for the next time."""
-    surroundings = report.machine()
+    surroundings, shape = report.machine(), history.Shape.of(samples)
+    figures: list[Figure] = []
+    failure: Exception | None = None
     try:
         ROOT.mkdir(parents=True, exist_ok=True)
         # Two at once would measure each other, in the same files.
         with stop_signals(), locked(ROOT / "lock", timeout_seconds=1):
-            figures, made = measure(samples, only, outage_seconds)
+            # What came before a failure stays in the list.
+            figures.extend(measure(shape, only, outage_seconds))
     except (servers.BenchError, ProcessError, LogError, OSError) as error:
-        tail = getattr(error, "tail", "")
-        raise click.ClickException(f"{error}\n{tail}") from error
+        failure = error
     except StopRequested:
         sys.exit(130)
-    click.echo(report.text(figures, surroundings, made))
+    click.echo(report.text(figures, surroundings, shape.samples))
     if compare is not None:
         earlier = json.loads(compare.read_bytes())["figures"]
         click.echo(report.moved(earlier, [figure.as_json() for figure in figures]))
@@ -345,7 +377,7 @@ def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_se
     results.write_text(
         json.dumps(
             {
-                "samples": made,
+                "samples": shape.samples,
                 "machine": surroundings,
                 "figures": [figure.as_json() for figure in figures],
             },
@@ -353,6 +385,8 @@ def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_se
         )
     )
     click.echo(f"\nAll of it: {results}")
+    if failure is not None:
+        raise click.ClickException(f"{failure}\n{getattr(failure, 'tail', '')}") from failure
 
 
 if __name__ == "__main__":

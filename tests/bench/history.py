@@ -26,10 +26,14 @@ from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
 from warehouse.sqlite_schema import schema_statements
 
-VALIDATORS, MINERS = 20, 100
+VALIDATORS, MINERS = 20, 256
+# Samples of a submission; the last one about a task has what remains.
+BATCH = 100
 # Submissions on their way to the disk at a time; a few groups, so that the writer never waits.
 IN_FLIGHT = 80
 TEXT_POOL_BYTES = 2**20
+# Announced so that whatever is measured may be about new tasks.
+LATEST_TASK = 10**9
 WORDS = (
     "camera dolly harbour dawn gull boat light amber cobblestone child kite pier roof bay train "
     "viaduct motion smooth finger shadow sun reflection texture plank frame consistent identity "
@@ -91,7 +95,7 @@ def _pool() -> str:
     return " ".join(chance.choices(WORDS.split(), k=TEXT_POOL_BYTES // 6))
 
 
-def batch(validator: int, task_id: int) -> list[dict[str, Any]]:
+def judgements(validator: int, task_id: int) -> list[dict[str, Any]]:
     """Return what one validator says about all miners on one task: about 2 kB of text each."""
     chance = random.Random(f"{validator}/{task_id}")
     pool, pool_bytes = _pool(), len(_pool()) - 4096
@@ -121,11 +125,24 @@ def batch(validator: int, task_id: int) -> list[dict[str, Any]]:
     ]
 
 
-def signed_batch(
+def batches(validator: int, task_id: int) -> list[list[dict[str, Any]]]:
+    """Return the same in the parts that are sent."""
+    said = judgements(validator, task_id)
+    return [said[start : start + BATCH] for start in range(0, MINERS, BATCH)]
+
+
+def signed_batches(
     validator: int, task_id: int, now_unix: int
+) -> Iterator[tuple[SignedRequest, list[Sample], Evaluation]]:
+    """Yield these batches as the API hands them to the log, their signatures real."""
+    for entries in batches(validator, task_id):
+        yield submitted(validator, entries, now_unix)
+
+
+def submitted(
+    validator: int, entries: list[dict[str, Any]], now_unix: int
 ) -> tuple[SignedRequest, list[Sample], Evaluation]:
-    """Return a batch as the API hands it to the log, its signatures real."""
-    entries = batch(validator, task_id)
+    """Return one batch as the API hands it to the log, its signatures real."""
     key = keypair("validator", validator)
     digest = evaluation_payload([evaluation_entry(entry) for entry in entries])
     judged = Evaluation(key.sign(digest).hex(), is_verified=True)
@@ -172,20 +189,38 @@ def append_tasks(log: SqliteLog, tasks: range, now_unix: int) -> Iterator[int]:
     waiting: deque[Future[Appended]] = deque()
     for task_id in tasks:
         for validator in range(VALIDATORS):
-            request, samples, judged = signed_batch(validator, task_id, now_unix)
-            waiting.append(log.append_samples(request, samples, judged))
-            if len(waiting) > IN_FLIGHT:
-                waiting.popleft().result(60)
-            yield len(samples)
+            for request, samples, judged in signed_batches(validator, task_id, now_unix):
+                waiting.append(log.append_samples(request, samples, judged))
+                if len(waiting) > IN_FLIGHT:
+                    waiting.popleft().result(60)
+                yield len(samples)
     for future in waiting:
         future.result(60)
+
+
+def append_old_miner(log: SqliteLog, tasks: range, now_unix: int) -> str:
+    """Append what one validator said about one miner in each of these tasks; return its hotkey.
+
+    The tasks have been announced.
+    """
+    miner = hotkey("old miner")
+    said = judgements(0, 1)
+    for start in tasks[::BATCH]:
+        entries = [
+            {**entry, "task_id": task_id, "s3_prefix": str(task_id), "miner_hotkey": miner}
+            for entry, task_id in zip(
+                said, range(start, min(start + BATCH, tasks.stop)), strict=False
+            )
+        ]
+        log.append_samples(*submitted(0, entries, now_unix)).result(60)
+    return miner
 
 
 def made_history(root: Path, shape: Shape, now_unix: int) -> Path:
     """Return the home of a finished history under `root`, made now if it is not there."""
     # A log of another schema cannot be read any more.
     schema = hashlib.sha256(schema_statements().encode()).hexdigest()[:8]
-    home = root / f"history-{shape.samples}-{schema}"
+    home = root / f"history-{shape.samples}-of-{MINERS}-{schema}"
     finished = home / "finished"
     if finished.exists():
         return home

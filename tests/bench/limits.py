@@ -1,11 +1,13 @@
 """What the machine can do without the service: the figures that the service's stand beside."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import duckdb
 import sr25519
 
 from tests.bench import history
@@ -13,6 +15,11 @@ from tests.bench import history
 SECONDS = 2.0
 # As many batches of 100 as fit the log's largest commit.
 BATCHES_A_COMMIT = 30
+SCANS = 5
+SCAN = """
+    SELECT validator_hotkey, miner_hotkey, count(*), count_if(is_passed), max(received_at_ms)
+    FROM read_parquet(?) GROUP BY ALL
+"""
 BARE_TASKS = 20
 BARE_TABLES = """
 CREATE TABLE bare (
@@ -61,6 +68,18 @@ def fsyncs_per_second(directory: Path) -> float:
         path.unlink()
 
 
+def scan_seconds(home: Path) -> float:
+    """Return how long DuckDB takes to count all archived votes by validator and miner."""
+    files = str(home / "warehouse" / "archive" / "votes" / "**" / "*.parquet")
+    seconds = []
+    with duckdb.connect() as connection:
+        for _ in range(SCANS):
+            begun = time.perf_counter()
+            connection.execute(SCAN, [files]).fetchall()
+            seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
 def bare_inserts_per_second(directory: Path) -> float:
     """Return how many samples one bare connection makes durable in a second.
 
@@ -75,9 +94,10 @@ def bare_inserts_per_second(directory: Path) -> float:
     connection.pragma("synchronous", "full")
     connection.execute(BARE_TABLES)
     batches = [
-        [(validator, *entry.values()) for entry in history.batch(validator, task_id)]
+        [(validator, *entry.values()) for entry in entries]
         for task_id in range(BARE_TASKS)
         for validator in range(history.VALIDATORS)
+        for entries in history.batches(validator, task_id)
     ]
     begun = time.perf_counter()
     for start in range(0, len(batches), BATCHES_A_COMMIT):

@@ -22,9 +22,10 @@ from tests.bench.servers import (
 )
 
 SINGLES_A_ROUND = 10_000
+OLD_MINER = "/tasks?miner_hotkey=, 20,000 tasks"
 
 
-def reads(tasks: int, now_unix: int) -> dict[str, list[bytes]]:
+def reads(tasks: int, old_miner: str, now_unix: int) -> dict[str, list[bytes]]:
     """Return the requests of each live route, of many validators, miners and tasks."""
     newest = range(max(1, tasks - 100), tasks + 1)
     found: dict[str, list[bytes]] = {
@@ -37,6 +38,7 @@ def reads(tasks: int, now_unix: int) -> dict[str, list[bytes]]:
             framed("GET", f"/tasks?miner_hotkey={history.hotkey('miner', number)}", {})
             for number in range(history.MINERS)
         ],
+        OLD_MINER: [framed("GET", f"/tasks?miner_hotkey={old_miner}", {})],
     }
     for kind, count in (("validator", history.VALIDATORS), ("miner", history.MINERS)):
         requests = []
@@ -50,7 +52,7 @@ def reads(tasks: int, now_unix: int) -> dict[str, list[bytes]]:
 
 
 def measure_live(
-    logs: Path, environment: Mapping[str, str], scratch: Path, tasks: int
+    logs: Path, environment: Mapping[str, str], scratch: Path, tasks: int, old_miner: str
 ) -> dict[str, Any]:
     """Return the rates of the live routes with one worker, each request of a route in turn."""
     port = free_port(0)
@@ -59,7 +61,7 @@ def measure_live(
         bench = Bench(processes, scratch)
         child = bench.serve(api_arguments(port, 1), port, "/health/ready")
         with Memory(child) as memory:
-            for route, requests in reads(tasks, int(time.time())).items():
+            for route, requests in reads(tasks, old_miner, int(time.time())).items():
                 path = scratch / "live"
                 write_frames(path, requests)
                 plan = {"port": port, "connections": CONNECTIONS, "cycle": str(path)}
@@ -92,7 +94,7 @@ def _singles(tasks: range) -> list[bytes]:
     now_unix = int(time.time())
     found = []
     for task in tasks:
-        judged = [history.batch(validator, task) for validator in range(history.VALIDATORS)]
+        judged = [history.judgements(validator, task) for validator in range(history.VALIDATORS)]
         for miner in range(history.MINERS):
             for validator, entries in enumerate(judged):
                 body = json.dumps(entries[miner]).encode()

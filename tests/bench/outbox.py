@@ -62,7 +62,9 @@ def _bodies(settings: WarehouseSettings) -> list[bytes]:
     log = open_read_log(settings)
     try:
         first = log.oldest_waiting_submission() or 0
-        found = [log.submitted(first + number * (history.MINERS + 1)) for number in range(20)]
+        # A record for each submission, and one for each of its samples.
+        records = sum(1 + len(batch) for batch in history.batches(0, 1))
+        found = [log.submitted(first + number * records) for number in range(20)]
     finally:
         log.close()
     return [result_content(one, one.samples[0].task_id or 0) for one in found if one is not None]

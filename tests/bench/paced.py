@@ -1,9 +1,10 @@
 """Load at a fixed rate, a process of its own: `python -m tests.bench.paced PLAN`.
 
-PLAN is a JSON file: {"port", "connections", "begin_unix", "per_second"} and "requests", a file of
-framed requests. Each is sent when its time has come, however late the answers before it are, and
-its latency counts from that time. Prints one JSON object: of each request, in order, the latency in
-milliseconds and the first id in its answer (null if it failed), and the first failure.
+PLAN is a JSON file: {"port", "connections", "begin_unix", "per_second"}, "has_ids" unless answers
+without an id are fine, and "requests", a file of framed requests. Each is sent when its time has
+come, however late the answers before it are, and its latency counts from that time. Prints one JSON
+object: of each request, in order, the latency in milliseconds and the first id in its answer (null
+if it failed), and the first failure.
 """
 
 import asyncio
@@ -33,13 +34,13 @@ async def exchanged(connection: Connection, request: bytes) -> tuple[bytes, byte
     return head, await reader.readexactly(int(length[1])) if length else b""
 
 
-async def answered(connection: Connection, request: bytes) -> int:
-    """Send a request; return the first id in its answer."""
+async def answered(connection: Connection, request: bytes, *, has_ids: bool) -> int | None:
+    """Send a request; return the first id in its answer, which must have one if they `has_ids`."""
     head, body = await exchanged(connection, request)
     first_id = FIRST_ID.search(body)
-    if not head.startswith(OK) or first_id is None:
+    if not head.startswith(OK) or (has_ids and first_id is None):
         raise OSError(head.partition(b"\r\n")[0].decode())
-    return int(first_id[1])
+    return int(first_id[1]) if first_id else None
 
 
 class Paced:
@@ -71,7 +72,9 @@ class Paced:
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 connection = connection or await self._connected()
-                self.first_ids[number] = await answered(connection, self._requests[number])
+                self.first_ids[number] = await answered(
+                    connection, self._requests[number], has_ids=self._plan.get("has_ids", True)
+                )
         except (OSError, EOFError, TimeoutError) as error:
             self.first_failure = self.first_failure or f"{type(error).__name__}: {error}"
             if connection is not None:

@@ -1,22 +1,30 @@
-"""Materialisations in a process of their own: `python -m tests.bench.runs MODE TIMES`.
+"""Materialisations in a process of their own: `python -m tests.bench.runs MODE TIMES [NICE]`.
 
 Settings come from the environment as for `leoma materialize`. MODE `again` runs TIMES times on the
-same log; `grow` appends 10,000 samples of a new task before each run. One JSON line a run: wall and
-own seconds (the steps' sum, without what Dagster does around them), and the log's head.
+same log; `grow` appends some 10,000 samples of new tasks before each run; `moved` moves a stake,
+after which all votes weigh otherwise. With NICE it gives way as runs under Dagster do. One JSON
+line a run: wall and own seconds (the steps' sum, without what Dagster does around them), the
+largest memory so far, and the log's head.
 """
 
 import json
+import resource
+import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
+from cli.orchestration import give_way
 from pipelines.run import materialize
 from pipelines.settings import PipelineSettings
 from tests.bench import history
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
 
-NEW_SAMPLES = 10_000
+NEW_TASKS = 2
+NEW_SAMPLES = NEW_TASKS * history.VALIDATORS * history.MINERS
+APPEND = "append"
 
 
 def grow(warehouse: WarehouseSettings) -> None:
@@ -24,9 +32,7 @@ def grow(warehouse: WarehouseSettings) -> None:
     log = SqliteLog(warehouse)
     try:
         latest = log.latest_sampled_task() or 0
-        tasks = range(
-            latest + 1, latest + 1 + NEW_SAMPLES // (history.VALIDATORS * history.MINERS)
-        )  # fmt: skip
+        tasks = range(latest + 1, latest + 1 + NEW_TASKS)
         now_unix = int(time.time())
         history.announce(log, tasks[-1], now_unix)
         for _ in history.append_tasks(log, tasks, now_unix):
@@ -35,15 +41,38 @@ def grow(warehouse: WarehouseSettings) -> None:
         log.close()
 
 
+def grow_elsewhere() -> None:
+    """Do it in another process, so that its memory is not the run's."""
+    subprocess.run([sys.executable, "-m", "tests.bench.runs", APPEND, "0"], check=True)
+
+
+def move_a_stake(metagraph: Path) -> None:
+    """Have a metagraph file say another stake, a block later."""
+    said = json.loads(metagraph.read_text())
+    said["block"] += 1
+    said["validators"][0]["stake"] += 1
+    metagraph.write_text(json.dumps(said))
+
+
 def main() -> None:
     mode, times = sys.argv[1], int(sys.argv[2])
     settings, warehouse = PipelineSettings(), WarehouseSettings()
+    if mode == APPEND:
+        grow(warehouse)
+    for nice in sys.argv[3:]:
+        give_way(int(nice))
     for _ in range(times):
         if mode == "grow":
-            grow(warehouse)
+            grow_elsewhere()
+        elif mode == "moved":
+            move_a_stake(Path(settings.chain_source))
         made = materialize(settings, warehouse)
-        own = sum(made.step_seconds.values())
-        line = {**asdict(made), "path": str(made.path), "own_seconds": own}
+        line = {
+            **asdict(made),
+            "path": str(made.path),
+            "own_seconds": sum(made.step_seconds.values()),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
         print(json.dumps(line), flush=True)  # noqa: T201
 
 

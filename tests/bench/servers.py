@@ -216,7 +216,7 @@ def measure_writes(
 ) -> dict[str, Any]:
     """Return the rate of batches of 100 with two workers, from two load processes.
 
-    `ROUNDS` rounds of `tasks` tasks each, all validators about all miners; signed beforehand.
+    `ROUNDS` rounds of `tasks` tasks each, all full batches of all validators; signed beforehand.
     """
     port = free_port(0)
     rounds = []
@@ -231,7 +231,7 @@ def measure_writes(
         head = httpx.get(f"http://127.0.0.1:{port}/samples/list", trust_env=False).json()[0]
     if head["task_id"] < first_task + (ROUNDS - 1) * tasks:
         raise BenchError("the newest sample is not one of those that were sent")
-    return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.MINERS}
+    return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.BATCH}
 
 
 def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]:
@@ -239,8 +239,11 @@ def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]
     now_unix = int(time.time())
     for task_id in tasks:
         for validator in range(history.VALIDATORS):
-            signed, *_ = history.signed_batch(validator, task_id, now_unix)
-            requests.append(framed("POST", signed.path, history.headers(signed), signed.body))
+            requests += [
+                framed("POST", signed.path, history.headers(signed), signed.body)
+                for signed, samples, _ in history.signed_batches(validator, task_id, now_unix)
+                if len(samples) == history.BATCH
+            ]
     return sending(scratch, port, requests)
 
 

@@ -31,7 +31,7 @@ from warehouse.evaluation import evaluation_entry, evaluation_payload
 from warehouse.hotkeys import signed_message
 
 # A task: each validator judges every miner once, most of them in batches.
-BATCHES, BATCH_SAMPLES, SINGLES = 9, 10, 10
+BATCHES, BATCH_SAMPLES, SINGLES = 24, 10, 16
 TASK_SAMPLES = history.VALIDATORS * history.MINERS
 READ_PART_SECONDS = 5.0
 READERS = 20
@@ -137,7 +137,7 @@ def write_part(plan: Plan, number: int) -> Iterator[Request]:
     task_id, chance = plan.first_task + number, random.Random(number)
     said = []
     for validator in range(history.VALIDATORS):
-        batch = history.batch(validator, task_id)
+        batch = history.judgements(validator, task_id)
         sizes = [BATCH_SAMPLES] * BATCHES + [1] * SINGLES
         chance.shuffle(sizes)
         start = 0

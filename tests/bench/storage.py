@@ -168,7 +168,7 @@ def said(chance: random.Random, number: int, size: int, task_id: int) -> Said:
 
 @lru_cache(maxsize=history.VALIDATORS * (TASKS_AT_ONCE + 1))
 def _batch(validator: int, task_id: int) -> list[dict[str, Any]]:
-    return history.batch(validator, task_id)
+    return history.judgements(validator, task_id)
 
 
 def all_said(first_task: int, seconds: int) -> list[Said]:
