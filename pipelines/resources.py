@@ -14,6 +14,7 @@ from pipelines.sources import ChainSource, chain_source
 from pipelines.tallies import TallyKeeper
 from warehouse.archive import Archive
 from warehouse.backends import open_kept_log
+from warehouse.export import OnProgress, untold
 from warehouse.generation import Generations
 from warehouse.log import LogKeeper
 from warehouse.publishing import WarehouseBucket, open_bucket
@@ -37,6 +38,8 @@ class Stores:
     generations: Generations
     # None: WAREHOUSE_URL is a directory.
     bucket: WarehouseBucket | None = None
+    # Told how far a long export is.
+    on_progress: OnProgress = untold
 
     @property
     def tallies(self) -> TallyKeeper:
@@ -45,7 +48,7 @@ class Stores:
 
 
 def stores_resource(
-    settings: PipelineSettings, warehouse: WarehouseSettings
+    settings: PipelineSettings, warehouse: WarehouseSettings, on_progress: OnProgress = untold
 ) -> dg.ResourceDefinition:
     """Return the resource; nothing is opened before a run asks for it."""
 
@@ -69,6 +72,7 @@ def stores_resource(
                 Archive(warehouse),
                 Generations(warehouse),
                 bucket,
+                on_progress,
             )
         finally:
             chain.close()

@@ -12,6 +12,7 @@ from pipelines.jobs import KEEP, MATERIALIZE
 from pipelines.metagraph import MetagraphError
 from pipelines.settings import PipelineSettings
 from warehouse.archive import ArchiveError
+from warehouse.export import OnProgress, untold
 from warehouse.files import LockTimeoutError
 from warehouse.generation import GenerationError
 from warehouse.log import LogError
@@ -45,10 +46,15 @@ class Materialized:
     step_seconds: dict[str, float]
 
 
-def materialize(settings: PipelineSettings, warehouse: WarehouseSettings) -> Materialized:
-    """Materialise every table and publish a generation; raises `MaterializationError`."""
+def materialize(
+    settings: PipelineSettings, warehouse: WarehouseSettings, on_progress: OnProgress = untold
+) -> Materialized:
+    """Materialise every table and publish a generation; raises `MaterializationError`.
+
+    `on_progress` is told how far the export of the log is.
+    """
     begun = time.perf_counter()
-    finished, step_seconds = _execute(MATERIALIZE, settings, warehouse)
+    finished, step_seconds = _execute(MATERIALIZE, settings, warehouse, on_progress)
     published = finished.output_for_node("generation")
     archived = finished.output_for_node("archived_samples")
     return Materialized(
@@ -66,9 +72,12 @@ def keep(settings: PipelineSettings, warehouse: WarehouseSettings) -> None:
 
 
 def _execute(
-    job: str, settings: PipelineSettings, warehouse: WarehouseSettings
+    job: str,
+    settings: PipelineSettings,
+    warehouse: WarehouseSettings,
+    on_progress: OnProgress = untold,
 ) -> tuple[dg.ExecuteInProcessResult, dict[str, float]]:
-    definition = build_definitions(settings, warehouse).resolve_job_def(job)
+    definition = build_definitions(settings, warehouse, on_progress).resolve_job_def(job)
     try:
         # Not recorded in DAGSTER_HOME: this works where no Dagster was ever set up.
         with dg.DagsterInstance.ephemeral() as instance:

@@ -6,8 +6,11 @@ finds them.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import polars as pl
 
@@ -58,9 +61,20 @@ EVENT_SCHEMA = pl.Schema(
         "body": pl.Binary,
     }
 )
-EXPORT_PIECE_ROWS = 500_000
+# So much at a time, whatever there is to export: a piece of texts is 100 MB.
+VOTES_PIECE_ROWS = 250_000
+TEXTS_PIECE_ROWS = 50_000
+WRITERS = 2
 COMPACT_PART_ROWS = 250_000
 COMPACT_PART_BYTES = 32 * 2**20
+
+Piece = TypeVar("Piece")
+# Told of what, how many seqs of it are exported, and of how many.
+OnProgress = Callable[[str, int, int], None]
+
+
+def untold(_what: str, _done: int, _total: int) -> None:
+    """Tell nobody of progress."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,9 @@ class Exported:
     partitions: int
 
 
-def export_votes(archive: Archive, log: LogReader, through: int) -> Exported:
+def export_votes(
+    archive: Archive, log: LogReader, through: int, on_progress: OnProgress = untold
+) -> Exported:
     """Bring the archive's votes up to seq `through`; on return manifest and files are durable.
 
     Costs the new rows and the partitions that they touch. Raises `ArchiveError` when log and
@@ -93,12 +109,14 @@ def export_votes(archive: Archive, log: LogReader, through: int) -> Exported:
         if manifest.watermark >= through:
             return Exported(manifest, 0, 0)
         new_rows, names = 0, set[str]()
-        for incoming, last_seq in _in_pieces(log, manifest.watermark, through):
+        after = manifest.watermark
+        for incoming, last_seq in _ahead(_in_pieces(log, after, through)):
             parts = _merged_votes(archive, manifest, incoming, last_seq)
             manifest = with_vote_parts(manifest, parts, last_seq)
             archive.replace_manifest(manifest)
             new_rows += incoming.height
             names |= set(parts)
+            on_progress("Votes", last_seq - after, through - after)
     return Exported(manifest, new_rows, len(names))
 
 
@@ -112,10 +130,41 @@ def _in_pieces(log: LogReader, after: int, through: int) -> Iterator[tuple[pl.Da
     for chunk in log.votes_between(after, through):
         waiting.append(vote_rows([chunk]))
         rows += len(chunk)
-        if rows >= EXPORT_PIECE_ROWS:
+        if rows >= VOTES_PIECE_ROWS:
             yield pl.concat(waiting), chunk[-1].seq
             waiting, rows = [], 0
     yield pl.concat([empty(ARCHIVED_VOTES), *waiting]), through
+
+
+def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces, each made in another thread while the one before it is worked on.
+
+    Reading the log takes one core, compressing and syncing files another.
+    """
+    with ThreadPoolExecutor(1, "export") as reader:
+        waiting = reader.submit(next, pieces, None)
+        while (piece := waiting.result()) is not None:
+            waiting = reader.submit(next, pieces, None)
+            yield piece
+
+
+def _written(
+    archive: Archive, folder: str, pieces: Iterable[tuple[pl.DataFrame, int]]
+) -> Iterator[tuple[Part, int]]:
+    """Write each piece to a file, up to its last seq; yield them in order, each durable by then.
+
+    The next ones are read meanwhile: that takes Python's lock, compressing and syncing do not.
+    """
+    waiting: deque[tuple[Future[Part], int]] = deque()
+    with ThreadPoolExecutor(WRITERS, "export") as writers:
+        for rows, last_seq in pieces:
+            written = writers.submit(archive.write, folder, f"{last_seq:012d}", rows)
+            waiting.append((written, last_seq))
+            if len(waiting) > WRITERS:
+                part, last_seq_of_part = waiting.popleft()
+                yield part.result(), last_seq_of_part
+        for part, last_seq_of_part in waiting:
+            yield part.result(), last_seq_of_part
 
 
 def _merged_votes(
@@ -138,29 +187,45 @@ def newest_versions(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def export_texts(archive: Archive, log: LogReader, through: int, rows_max: int) -> int:
+def export_texts(
+    archive: Archive,
+    log: LogReader,
+    through: int,
+    rows_max: int,
+    on_progress: OnProgress = untold,
+) -> int:
     """Append texts up to seq `through`, about `rows_max` rows at most; return how many.
 
     Bounded, because texts are a hundred times the bytes of votes and no weight waits for them.
     """
+    exported = 0
     with archive.changing():
         manifest = archive.manifest()
-        taken: list[pl.DataFrame] = []
-        rows = 0
-        for chunk in log.texts_between(manifest.texts_watermark, through):
-            taken.append(_frame(chunk, ARCHIVED_TEXTS))
-            rows += len(chunk)
-            if rows >= rows_max:
-                break
-        if not taken:
-            return 0
-        texts = pl.concat(taken)
-        last_seq = int(texts["seq"][-1])
-        part = archive.write("texts", f"{last_seq:012d}", texts)
-        archive.replace_manifest(
-            replace(manifest, texts=(*manifest.texts, part), texts_watermark=last_seq)
-        )
-    return rows
+        after = manifest.texts_watermark
+        pieces = _texts_in_pieces(log, after, through, rows_max)
+        for part, last_seq in _written(archive, "texts", pieces):
+            manifest = replace(manifest, texts=(*manifest.texts, part), texts_watermark=last_seq)
+            archive.replace_manifest(manifest)
+            exported += part.rows
+            on_progress("Texts", last_seq - after, through - after)
+    return exported
+
+
+def _texts_in_pieces(
+    log: LogReader, after: int, through: int, rows_max: int
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    taken: list[pl.DataFrame] = []
+    rows = waiting = 0
+    for chunk in log.texts_between(after, through):
+        taken.append(_frame(chunk, ARCHIVED_TEXTS))
+        rows, waiting = rows + len(chunk), waiting + len(chunk)
+        if rows >= rows_max:
+            break
+        if waiting >= TEXTS_PIECE_ROWS:
+            yield pl.concat(taken), chunk[-1].seq
+            taken, waiting = [], 0
+    if taken:
+        yield pl.concat(taken), int(taken[-1]["seq"][-1])
 
 
 def compact_texts(archive: Archive) -> int:
@@ -236,23 +301,32 @@ def export_events(archive: Archive, log: LogReader, through: int) -> int:
     return len(events)
 
 
-def export_submissions(archive: Archive, log: LogReader, through: int) -> int:
+def export_submissions(
+    archive: Archive, log: LogReader, through: int, on_progress: OnProgress = untold
+) -> int:
     """Append all signed submissions up to seq `through` to the archive; return how many."""
     exported = 0
     with archive.changing():
         manifest = archive.manifest()
-        for chunk in log.submissions_between(manifest.submissions_watermark, through):
-            rows = submission_rows(chunk)
-            last_seq = chunk[-1].seq + max(chunk[-1].sample_count, 1)
-            part = archive.write("submissions", f"{last_seq:012d}", rows)
+        after = manifest.submissions_watermark
+        pieces = _submissions_in_pieces(log, after, through)
+        for part, last_seq in _written(archive, "submissions", pieces):
             manifest = replace(
                 manifest,
                 submissions=(*manifest.submissions, part),
                 submissions_watermark=last_seq,
             )
             archive.replace_manifest(manifest)
-            exported += len(chunk)
+            exported += part.rows
+            on_progress("Submissions", last_seq - after, through - after)
     return exported
+
+
+def _submissions_in_pieces(
+    log: LogReader, after: int, through: int
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    for chunk in log.submissions_between(after, through):
+        yield submission_rows(chunk), chunk[-1].seq + max(chunk[-1].sample_count, 1)
 
 
 def differences(archive: Archive, log: LogReader, through: int) -> list[str]:

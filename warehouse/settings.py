@@ -56,7 +56,7 @@ class WarehouseSettings(BaseSettings):
         7, ge=0, description="Days for which the last generation of every hour is kept as well."
     )
     archive_tasks_per_partition: int = Field(
-        100, gt=0, description="Task ids in one partition of the archive. Fixed once data exists."
+        25, gt=0, description="Task ids in one partition of the archive. Fixed once data exists."
     )
     archive_texts_per_run_max: int = Field(
         50_000, gt=0, description="Samples whose texts one run archives; the rest follows next run."

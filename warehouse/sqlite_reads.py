@@ -33,7 +33,8 @@ from warehouse.sqlite_schema import (
 # Rows a chunk: a long export is many short reads, so that it never keeps the WAL from being reset.
 VOTES_CHUNK_ROWS = 50_000
 TEXTS_CHUNK_ROWS = 5_000
-SUBMISSIONS_CHUNK_ROWS = 1_000
+# Usually 200 kB each, 2 MB at most.
+SUBMISSIONS_CHUNK_ROWS = 250
 
 Bindings = tuple[Any, ...] | dict[str, Any]
 Types = tuple[type | tuple[type, ...], ...]

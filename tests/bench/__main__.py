@@ -59,8 +59,6 @@ def environment(home: Path) -> dict[str, str]:
         "CHAIN_SOURCE": str(home / "metagraph.json"),
         "NETUID": "99",
         "ADMIN_HOTKEYS": history.hotkey("admin"),
-        # The rebuild moves all texts at once; by default they follow run by run.
-        "ARCHIVE_TEXTS_PER_RUN_MAX": str(10**9),
     }
 
 
@@ -104,7 +102,7 @@ class Parts:
             return servers.materialisations(self.given, mode, times)
 
         made = {
-            REBUILD: step("Rebuild from the log alone", lambda: runs_of("again", 1)),
+            REBUILD: step("Rebuild from the log alone", lambda: runs_of("all", 1)),
             AGAIN: step("Runs without news", lambda: runs_of("again", RUNS)),
             GROWN: step("Runs after new samples", lambda: runs_of("grow", RUNS)),
             MOVED: step("Runs after stakes moved", lambda: runs_of("moved", RUNS)),

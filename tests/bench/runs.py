@@ -1,10 +1,10 @@
 """Materialisations in a process of their own: `python -m tests.bench.runs MODE TIMES [NICE]`.
 
 Settings come from the environment as for `leoma materialize`. MODE `again` runs TIMES times on the
-same log; `grow` appends some 10,000 samples of new tasks before each run; `moved` moves a stake,
-after which all votes weigh otherwise. With NICE it gives way as runs under Dagster do. One JSON
-line a run: wall and own seconds (the steps' sum, without what Dagster does around them), the
-largest memory so far, and the log's head.
+same log, `all` does so and archives all texts; `grow` appends some 10,000 samples of new tasks
+before each run; `moved` moves a stake, after which all votes weigh otherwise. With NICE it gives
+way as runs under Dagster do. One JSON line a run: wall and own seconds (the steps' sum, without
+what Dagster does around them), the largest memory so far, and the log's head.
 """
 
 import json
@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from cli.materialize import NO_LIMIT
 from cli.orchestration import give_way
 from pipelines.run import materialize
 from pipelines.settings import PipelineSettings
@@ -59,6 +60,8 @@ def main() -> None:
     settings, warehouse = PipelineSettings(), WarehouseSettings()
     if mode == APPEND:
         grow(warehouse)
+    if mode == "all":
+        warehouse = warehouse.model_copy(update={"archive_texts_per_run_max": NO_LIMIT})
     for nice in sys.argv[3:]:
         give_way(int(nice))
     for _ in range(times):

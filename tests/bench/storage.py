@@ -78,7 +78,7 @@ def publishing(environment: Mapping[str, str], scratch: Path) -> list[Figure]:
     Each is a process of its own, as Dagster has it: making an S3 client counts.
     """
     home, other = Path(environment["LEOMA_HOME"]), scratch / "bucket-home"
-    materialisations(environment, "again", 1)
+    materialisations(environment, "all", 1)
     shutil.rmtree(other, ignore_errors=True)
     shutil.copytree(home / "warehouse", other / "warehouse", symlinks=True)
     settings = WarehouseSettings(leoma_home=home)

@@ -99,7 +99,7 @@ def test_an_archive_made_in_pieces_equals_one_made_in_one(log, archive, tmp_path
     fresh = Archive(fresh_settings)
     export_votes(fresh, log, log.head())
     monkeypatch.setattr("warehouse.sqlite_reads.VOTES_CHUNK_ROWS", 2)
-    monkeypatch.setattr("warehouse.export.EXPORT_PIECE_ROWS", 3)
+    monkeypatch.setattr("warehouse.export.VOTES_PIECE_ROWS", 3)
     exported = export_votes(archive, log, log.head())
     assert (exported.new_rows, exported.partitions) == (12, len(fresh.manifest().votes))
     # Some were written more than once.
@@ -108,6 +108,56 @@ def test_an_archive_made_in_pieces_equals_one_made_in_one(log, archive, tmp_path
     assert (made.watermark, made.current_samples) == (log.head(), expected.current_samples)
     key = ["task_key", "miner_hotkey", "validator_hotkey"]
     assert archive.votes(made).sort(key).equals(fresh.votes(expected).sort(key))
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch):
+    monkeypatch.setattr("warehouse.sqlite_reads.TEXTS_CHUNK_ROWS", 2)
+    monkeypatch.setattr("warehouse.export.TEXTS_PIECE_ROWS", 4)
+    monkeypatch.setattr("warehouse.sqlite_reads.SUBMISSIONS_CHUNK_ROWS", 3)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+def test_texts_and_submissions_are_written_in_pieces_and_in_order(log, archive):
+    for number in range(11):
+        append(log, sample(task=number))
+    told = []
+    through = log.head()
+    assert export_texts(archive, log, through, 7, lambda *progress: told.append(progress)) == 8
+    assert export_texts(archive, log, through, 100) == 3
+    assert export_submissions(archive, log, through, lambda *progress: told.append(progress)) == 11
+    manifest = archive.manifest()
+    texts = [archive.read(part)["seq"].to_list() for part in manifest.texts]
+    assert texts == [[2, 4, 6, 8], [10, 12, 14, 16], [18, 20, 22]]
+    submissions = [archive.read(part)["seq"].to_list() for part in manifest.submissions]
+    assert submissions == [[1, 3, 5], [7, 9, 11], [13, 15, 17], [19, 21]]
+    assert (manifest.texts_watermark, manifest.submissions_watermark) == (22, 22)
+    assert told == [
+        ("Texts", 8, 22), ("Texts", 16, 22), ("Submissions", 6, 22), ("Submissions", 12, 22),
+        ("Submissions", 18, 22), ("Submissions", 22, 22),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+def test_a_piece_that_could_not_be_written_ends_the_export_where_it_was(log, archive, monkeypatch):
+    for number in range(11):
+        append(log, sample(task=number))
+    write = Archive.write
+
+    def fail(self, folder, name, rows):
+        if 10 in rows["seq"]:
+            raise OSError("no space left on device")
+        return write(self, folder, name, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Archive, "write", fail)
+        with pytest.raises(OSError, match="no space"):
+            export_texts(archive, log, log.head(), 100)
+    # A later piece may have been written: nobody names it.
+    assert archive.manifest().texts_watermark == 8
+    assert export_texts(archive, log, log.head(), 100) == 7
+    seqs = pl.concat([archive.read(part) for part in archive.manifest().texts])["seq"]
+    assert seqs.to_list() == list(range(2, 23, 2))
 
 
 def test_an_unreadable_manifest_is_not_an_empty_archive(log, archive):

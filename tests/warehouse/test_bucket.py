@@ -186,11 +186,11 @@ def test_only_what_is_new_is_sent(publisher, store):
     publisher.vote(1)
     publisher.vote(250)
     publisher.publish()
-    before = {one.key: one.modified_at_ms for one in store.listed("archive/votes/0")}
+    before = {one.key: one.modified_at_ms for one in store.listed("archive/votes/0/")}
     publisher.vote(250, passed=False)
     publisher.publish()
-    assert {one.key: one.modified_at_ms for one in store.listed("archive/votes/0")} == before
-    assert len(list(store.listed("archive/votes/2"))) == 2
+    assert {one.key: one.modified_at_ms for one in store.listed("archive/votes/0/")} == before
+    assert len(list(store.listed("archive/votes/10/"))) == 2
 
 
 def test_a_later_state_of_the_archive_is_published_beside_the_generation(publisher, store):
