@@ -26,9 +26,10 @@ from pipelines.frames import conform
 from pipelines.metagraph import MetagraphError
 from pipelines.resources import Stores, asset
 from pipelines.syncing import about, chain_snapshot
-from pipelines.tallies import Tallies
+from pipelines.tallies import Tallies, Verdicts
 from warehouse import export, tables
 from warehouse.archive import Manifest
+from warehouse.frames import empty
 from warehouse.records import AdminState
 from warehouse.tables import Table
 
@@ -78,7 +79,7 @@ def metagraph(stores: StoresParam) -> dg.MaterializeResult:
 @asset(group_name="log", description="New log rows moved to the archive; all current samples.")
 def archived_samples(stores: StoresParam) -> dg.MaterializeResult:
     log = stores.log
-    exported = export.export_votes(stores.archive, log, log.head())
+    exported = export.export_votes(stores.archive, log, log.head(), stores.on_progress)
     # With the votes: whoever has a generation from the bucket has what admins had said by then.
     events = export.export_events(stores.archive, log, exported.manifest.watermark)
     manifest = stores.archive.manifest()
@@ -130,7 +131,13 @@ def tallies(
 
 @asset(group_name="scoring", check_specs=_declared("verdicts"), description=tables.VERDICTS.doc)
 def verdicts(tallies: Tallies) -> dg.MaterializeResult:
-    return _table(tallies.verdicts, tables.VERDICTS)
+    # The others were looked at when they were made, and no two partitions share a task.
+    anew = pl.concat([empty(tables.VERDICTS), *tallies.verdicts.anew.values()])
+    return dg.MaterializeResult(
+        value=tallies.verdicts,
+        metadata={"dagster/row_count": tallies.verdicts.count, "rows_made_anew": anew.height},
+        check_results=[checks.as_declared(anew, tables.VERDICTS)],
+    )
 
 
 @asset(group_name="scoring", check_specs=_declared("scores"), description=tables.SCORES.doc)
@@ -160,14 +167,14 @@ def scoring_window(
 )
 def miner_scores(
     stores: StoresParam,
-    verdicts: pl.DataFrame,
+    verdicts: Verdicts,
     scores: pl.DataFrame,
     miners: pl.DataFrame,
     scoring_window: scoring.Window | None,
 ) -> dg.MaterializeResult:
-    frame = scoring.miner_scores(
-        verdicts, scores, miners, scoring_window, stores.settings.parameters()
-    )
+    window = scoring_window
+    in_window = verdicts.of_tasks(window.first, window.last) if window else empty(tables.VERDICTS)
+    frame = scoring.miner_scores(in_window, scores, miners, window, stores.settings.parameters())
     eligible = frame.filter("is_eligible").height
     return _table(frame, tables.MINER_SCORES, eligible=eligible)
 
@@ -258,7 +265,7 @@ def generation(
     blacklist: pl.DataFrame,
     scores: pl.DataFrame,
     miner_scores: pl.DataFrame,
-    verdicts: pl.DataFrame,
+    verdicts: Verdicts,
     ranks: pl.DataFrame,
     weights: pl.DataFrame,
 ) -> dg.MaterializeResult:
@@ -266,7 +273,7 @@ def generation(
     manifest, settings = archived_samples.manifest, stores.settings
     frames = {
         "validators": validators, "miners": miners, "blacklist": blacklist, "scores": scores,
-        "miner_scores": miner_scores, "verdicts": verdicts, "ranks": ranks, "weights": weights,
+        "miner_scores": miner_scores, "ranks": ranks, "weights": weights,
     }  # fmt: skip
     made_from = {
         "watermark": manifest.watermark,
@@ -292,6 +299,7 @@ def generation(
         },
         stores.archive.files(manifest),
         before_current=into_bucket(stores, metagraph, manifest, made_from),
+        verdicts=verdicts,
     )
     removed, _ = stores.generations.retain()
     return dg.MaterializeResult(
@@ -319,6 +327,7 @@ def archived_texts(stores: StoresParam, archived_samples: ArchivedSamples) -> dg
         stores.log,
         archived_samples.manifest.watermark,
         stores.warehouse.archive_texts_per_run_max,
+        stores.on_progress,
     )
     watermark = stores.archive.manifest().texts_watermark
     return dg.MaterializeResult(
@@ -339,7 +348,7 @@ def archived_submissions(
     # As far as the texts have come: what bounds them bounds these.
     are_texts_behind = archived_texts >= stores.warehouse.archive_texts_per_run_max
     through = archive.manifest().texts_watermark if are_texts_behind else watermark
-    submissions = export.export_submissions(archive, log, through)
+    submissions = export.export_submissions(archive, log, through, stores.on_progress)
     return dg.MaterializeResult(
         value=None,
         metadata={

@@ -95,7 +95,7 @@ def reconciled(
     if (counted := tallies.entries["total_samples"].sum()) != current_samples:
         found.append(f"{counted} samples are counted, {current_samples} archived")
     tasked = sum(part.rows for name, part in manifest.votes.items() if name != UNTASKED)
-    if (counted := tallies.verdicts["validator_count"].sum()) != tasked:
+    if (counted := tallies.verdicts.votes) != tasked:
         found.append(f"{tasked} samples have a task, {counted} count in verdicts")
     if scores["total_samples"].sum() > current_samples:
         found.append("the score entries count more samples than there are")

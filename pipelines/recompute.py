@@ -18,10 +18,16 @@ from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import conform
 from pipelines.settings import Parameters
 from warehouse.export import newest_versions, vote_rows
-from warehouse.generation import Generation, GenerationError, open_generation, tables_sha256
+from warehouse.generation import (
+    Generation,
+    GenerationError,
+    open_generation,
+    tables_sha256,
+    whole_tables_sha256,
+)
 from warehouse.log import LogReader
 from warehouse.records import AdminState
-from warehouse.tables import BLACKLIST, COMPUTED_TABLES, GENERATION
+from warehouse.tables import BLACKLIST, COMPUTED_TABLES, GENERATION, VERDICTS
 
 # Versions of the same sample are merged after so many rows: memory is bounded by current samples.
 MERGE_ROWS = 500_000
@@ -85,9 +91,10 @@ def recompute_from(
         for table in COMPUTED_TABLES
         if not frames[table.name].equals(published[table.name])
     ]
-    digest = tables_sha256(
-        [(table, _arrow(frames[table.name], table)) for table in COMPUTED_TABLES]
-    )
+    arrow = [(table, _arrow(frames[table.name], table)) for table in COMPUTED_TABLES]
+    digest = tables_sha256(arrow)
+    if info["tables_sha256"] == (old := whole_tables_sha256(arrow)):
+        digest = old
     found = {
         "tables_sha256": digest,
         "block": metagraph.block,
@@ -159,6 +166,8 @@ def _published(generation: Generation) -> tuple[dict[str, pl.DataFrame], dict[st
     try:
         with open_generation(generation) as connection:
             frames = {table.name: connection.table(table.name).pl() for table in COMPUTED_TABLES}
+            # They are stored by partition.
+            frames[VERDICTS.name] = conform(frames[VERDICTS.name], VERDICTS)
             info = connection.table(GENERATION.name).pl().to_dicts()[0]
     except (duckdb.Error, IndexError) as error:
         raise GenerationError(f"{generation.path} cannot be read: {error}") from error

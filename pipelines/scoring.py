@@ -66,19 +66,22 @@ def score_entries(archived_votes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def summed_entries(entries: pl.DataFrame) -> pl.DataFrame:
+    """Return the counts of several parts of a history as one for each validator and miner."""
+    return entries.group_by("validator_hotkey", "miner_hotkey").agg(
+        pl.col("total_samples", "total_passed").sum(), pl.col("updated_at_ms").max()
+    )
+
+
 def scores(entries: pl.DataFrame, validators: pl.DataFrame, miners: pl.DataFrame) -> pl.DataFrame:
     """Return the entries of registered validators about valid miners: the `SCORES` table."""
     registered = validators.filter("is_registered")["hotkey"]
     valid = miners.filter("is_valid")["hotkey"]
-    figures = (
-        entries.lazy()
-        .filter(
+    figures = summed_entries(
+        entries.filter(
             pl.col("validator_hotkey").is_in(registered.implode()),
             pl.col("miner_hotkey").is_in(valid.implode()),
         )
-        .group_by("validator_hotkey", "miner_hotkey")
-        .agg(pl.col("total_samples", "total_passed").sum(), pl.col("updated_at_ms").max())
-        .collect()
     )
     score = _ratios(figures["total_passed"], figures["total_samples"])
     return conform(figures.with_columns(score=score), SCORES)

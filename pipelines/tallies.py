@@ -2,7 +2,8 @@
 
 A sample's key names its task, and a task lies in one partition. So verdicts and counts are made of
 one partition at a time, in the memory that one takes, and what the last run made of a partition
-that has not changed since, at the same stakes, is taken as it is. A run costs what is new.
+that has not changed since, at the same stakes, is taken as it is. A run costs what is new: of all
+others it reads a summary, and the verdicts of those that the window reaches.
 
 What is kept lies in `LEOMA_HOME/warehouse/tallies` and may be removed at any time.
 """
@@ -11,41 +12,145 @@ import contextlib
 import functools
 import hashlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from pipelines import frames, scoring
 from pipelines import votes as voting
 from warehouse import tables
-from warehouse.archive import Archive, Manifest, Part
+from warehouse.archive import UNTASKED, Archive, Manifest, Part
 from warehouse.files import make_directory, temporary_beside
 from warehouse.frames import empty
 from warehouse.tables import ARCHIVED_VOTES, VERDICTS
+from warehouse.verdicts import task_digests
 
 SUFFIX = ".tally"
 DIGEST_BYTES = 64
 # Whatever changes what is made of the same votes makes what was kept worthless.
 RULES = (voting, scoring, frames, tables)
-NO_OUTCOMES = empty(VERDICTS).with_columns(is_counting=pl.lit(None, pl.Boolean))
+# The newest partitions, which change. The counts of all others are kept as one sum.
+NEWEST_PARTITIONS = 4
+NO_ENTRIES = scoring.score_entries(empty(ARCHIVED_VOTES))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a partition's verdicts come to: how many, of how many votes, and of which tasks.
+
+    `digests` are those of `warehouse.verdicts.task_digests`, by task id in decimal;
+    `counting_tasks` have a vote of a registered validator.
+    """
+
+    verdicts: int
+    votes: int
+    digests: dict[str, str]
+    counting_tasks: list[int]
+
+    @classmethod
+    def of(cls, verdicts: pl.DataFrame, counting_tasks: pl.Series) -> "Summary":
+        """Summarise a partition's part of the table."""
+        digests = task_digests(as_arrow(verdicts))
+        return cls(
+            verdicts=verdicts.height,
+            votes=int(verdicts["validator_count"].sum()),
+            digests={str(task_id): digest for task_id, digest in digests.items()},
+            counting_tasks=counting_tasks.sort().to_list(),
+        )
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The table `verdicts`, of which most is read only when it is asked for.
+
+    A `warehouse.verdicts.VerdictSource`. `anew` has the partitions that this run made.
+    """
+
+    keeper: "TallyKeeper"
+    manifest: Manifest
+    validators: pl.DataFrame
+    keys: Mapping[str, str]
+    summaries: Mapping[str, Summary]
+    anew: Mapping[str, pl.DataFrame] = field(repr=False)
+
+    def made_from(self) -> Mapping[str, str]:
+        """Return, for each partition, a digest of its file, the stakes and the rules."""
+        return self.keys
+
+    def rows(self, partition: str) -> pa.Table:
+        """Return a partition's verdicts as Arrow."""
+        return as_arrow(self.frame(partition))
+
+    def task_digests(self) -> Mapping[int, str]:
+        """Return the digests of all tasks."""
+        return {
+            int(task_id): digest
+            for summary in self.summaries.values()
+            for task_id, digest in summary.digests.items()
+        }
+
+    def frame(self, partition: str) -> pl.DataFrame:
+        """Return a partition's part of the table; raises `ArchiveError` as `TallyKeeper` does."""
+        made = self.anew.get(partition)
+        if made is None:
+            made = self.keeper.kept_verdicts(self.keys[partition])
+        if made is None:
+            samples = self.keeper.archive.read(self.manifest.votes[partition])
+            made, _ = _judged(samples, self.validators)
+        return made
+
+    def of_tasks(self, first: int, last: int) -> pl.DataFrame:
+        """Return the verdicts on the tasks from `first` to `last`."""
+        reached = {
+            self.manifest.partition(task_id)
+            for task_id in (first, last, *range(first, last, self.manifest.tasks_per_partition))
+        }
+        own = [self.frame(name) for name in sorted(reached & set(self.keys))]
+        return pl.concat([empty(VERDICTS), *own]).filter(pl.col("task_id").is_between(first, last))
+
+    def whole(self) -> pl.DataFrame:
+        """Return the whole table."""
+        every = [empty(VERDICTS), *(self.frame(name) for name in self.keys)]
+        return frames.conform(pl.concat(every), VERDICTS)
+
+    @property
+    def count(self) -> int:
+        """The number of verdicts."""
+        return sum(summary.verdicts for summary in self.summaries.values())
+
+    @property
+    def votes(self) -> int:
+        """The number of votes that they count."""
+        return sum(summary.votes for summary in self.summaries.values())
 
 
 @dataclass(frozen=True)
 class Tallies:
-    """All partitions' figures. `anew` counts the partitions that this run had to read.
+    """All partitions' figures.
 
-    `verdicts` is the table; `entries` are as `scoring.score_entries` makes them, several a pair of
-    validator and miner; `counting_tasks` the tasks with a vote of a registered validator.
+    `entries` are as `scoring.score_entries` makes them, several a pair of validator and miner.
     `problems`: sentences about partitions that contradict themselves; none of those is kept.
     """
 
-    verdicts: pl.DataFrame
+    verdicts: Verdicts
     entries: pl.DataFrame
-    counting_tasks: pl.Series
-    anew: int
     problems: tuple[str, ...]
+
+    @property
+    def anew(self) -> int:
+        """The number of partitions that this run had to read."""
+        return len(self.verdicts.anew)
+
+    @property
+    def counting_tasks(self) -> pl.Series:
+        """The tasks with a vote of a registered validator."""
+        summaries = self.verdicts.summaries.values()
+        tasks = [task_id for summary in summaries for task_id in summary.counting_tasks]
+        return pl.Series("task_id", tasks, dtype=pl.Int64)
 
 
 class TallyKeeper:
@@ -66,53 +171,129 @@ class TallyKeeper:
         # Where nothing can be kept everything is made, and the run goes on.
         with contextlib.suppress(OSError):
             make_directory(self.directory)
-        outcomes: list[pl.DataFrame] = []
-        entries: list[pl.DataFrame] = []
+        keys: dict[str, str] = {}
+        summaries: dict[str, Summary] = {}
+        anew: dict[str, pl.DataFrame] = {}
+        entries: dict[str, pl.DataFrame] = {}
         problems: list[str] = []
-        used: set[Path] = set()
-        anew = 0
         for name, part in manifest.votes.items():
-            of_verdicts = self._path("verdicts", part, at_stakes)
-            of_entries = self._path("entries", part)
-            used |= {of_verdicts, of_entries}
-            judged, counted = _read(of_verdicts), _read(of_entries)
-            if judged is None or counted is None:
-                anew += 1
-                samples = self.archive.read(part)
-                judged, counted = _outcomes(samples, validators), scoring.score_entries(samples)
-                found = [
-                    *_contradictions(name, part, samples, manifest),
-                    *_uncounted(part, samples, judged, counted),
-                ]
-                problems += found
-                if not found:
-                    _keep(of_verdicts, judged)
-                    _keep(of_entries, counted)
-            outcomes.append(judged)
-            entries.append(counted)
+            keys[name] = key = _key(part, at_stakes)
+            kept = self._kept_summary(key)
+            if kept is not None and self._path("entries", _key(part)).exists():
+                summaries[name] = kept
+                continue
+            samples = self.archive.read(part)
+            anew[name], counting_tasks = _judged(samples, validators)
+            summaries[name] = Summary.of(anew[name], counting_tasks)
+            entries[name] = scoring.score_entries(samples)
+            found = [
+                *_contradictions(name, part, samples, manifest),
+                *_uncounted(part, samples, anew[name], entries[name]),
+            ]
+            problems += found
+            if not found:
+                self._keep_frame("verdicts", key, anew[name])
+                self._keep_frame("entries", _key(part), entries[name])
+                # The last: where it is, the others have been.
+                self._keep("summary", key, json.dumps(asdict(summaries[name])).encode())
+        every = self._entries(manifest, entries)
+        self._remove_all_but(keys.values(), manifest)
+        verdicts = Verdicts(self, manifest, validators, keys, summaries, anew)
+        return Tallies(verdicts, every, tuple(problems))
+
+    def kept_verdicts(self, key: str) -> pl.DataFrame | None:
+        """Return what was kept of a partition, None when it is gone or damaged."""
+        return self._kept_frame("verdicts", key)
+
+    def _entries(self, manifest: Manifest, made: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+        """Return the counts of all partitions, those of the older ones as one sum."""
+        names = sorted(manifest.votes, key=_age)
+        older, newest = names[:-NEWEST_PARTITIONS], names[-NEWEST_PARTITIONS:]
+        key = self._sum_key(manifest)
+        summed = self._kept_frame("sum", key)
+        if summed is None:
+            own = [self._entries_of(manifest.votes[name], made.get(name)) for name in older]
+            summed = scoring.summed_entries(pl.concat([NO_ENTRIES, *own]))
+            if not set(older) & set(made):
+                # Otherwise it may be of a partition that contradicts itself.
+                self._keep_frame("sum", key, summed)
+        own = [self._entries_of(manifest.votes[name], made.get(name)) for name in newest]
+        return pl.concat([summed, *own])
+
+    def _entries_of(self, part: Part, made: pl.DataFrame | None) -> pl.DataFrame:
+        if made is None:
+            made = self._kept_frame("entries", _key(part))
+        return scoring.score_entries(self.archive.read(part)) if made is None else made
+
+    @staticmethod
+    def _sum_key(manifest: Manifest) -> str:
+        older = sorted(manifest.votes, key=_age)[:-NEWEST_PARTITIONS]
+        return _digest("\n".join([_rules(), *(manifest.votes[n].sha256 for n in older)]).encode())
+
+    def _remove_all_but(self, keys: Iterable[str], manifest: Manifest) -> None:
+        used = {self._path("sum", self._sum_key(manifest))}
+        used |= {self._path("entries", _key(part)) for part in manifest.votes.values()}
+        used |= {self._path(kind, key) for kind in ("verdicts", "summary") for key in keys}
         with contextlib.suppress(OSError):
             for path in set(self.directory.iterdir()) - used:
                 path.unlink(missing_ok=True)
-        every = pl.concat([NO_OUTCOMES, *outcomes])
-        return Tallies(
-            verdicts=frames.conform(every, VERDICTS),
-            entries=pl.concat([scoring.score_entries(empty(ARCHIVED_VOTES)), *entries]),
-            counting_tasks=every.filter("is_counting")["task_id"].unique(),
-            anew=anew,
-            problems=tuple(problems),
-        )
 
-    def _path(self, kind: str, part: Part, *made_from: str) -> Path:
-        key = _digest("\n".join([_rules(), part.sha256, *made_from]).encode())
+    def _path(self, kind: str, key: str) -> Path:
         return self.directory / f"{kind}-{key}{SUFFIX}"
 
+    def _kept(self, kind: str, key: str) -> bytes | None:
+        """Return what `_keep` kept; None when it is not there, or not what was written."""
+        try:
+            content = self._path(kind, key).read_bytes()
+        except OSError:
+            return None
+        digest, kept = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        # Before it is parsed: a wrong verdict pays the wrong miner.
+        return kept if digest == _digest(kept).encode() else None
 
-def _outcomes(samples: pl.DataFrame, validators: pl.DataFrame) -> pl.DataFrame:
+    def _kept_frame(self, kind: str, key: str) -> pl.DataFrame | None:
+        content = self._kept(kind, key)
+        return None if content is None else pl.read_ipc(io.BytesIO(content))
+
+    def _kept_summary(self, key: str) -> Summary | None:
+        content = self._kept("summary", key)
+        return None if content is None else Summary(**json.loads(content))
+
+    def _keep(self, kind: str, key: str, content: bytes) -> None:
+        """Keep something for the next run, if there is room: it can be made again."""
+        path = self._path(kind, key)
+        temporary = temporary_beside(path)
+        try:
+            temporary.write_bytes(_digest(content).encode() + content)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _keep_frame(self, kind: str, key: str, frame: pl.DataFrame) -> None:
+        buffer = io.BytesIO()
+        frame.write_ipc(buffer)
+        self._keep(kind, key, buffer.getvalue())
+
+
+def as_arrow(verdicts: pl.DataFrame) -> pa.Table:
+    """Return verdicts as a generation takes them."""
+    return verdicts.to_arrow().select(VERDICTS.names).cast(VERDICTS.arrow_schema())
+
+
+def _judged(samples: pl.DataFrame, validators: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Return a partition's part of the table, and which of its tasks count."""
     votes = voting.votes(samples, validators)
-    counting = scoring.counting_tasks(votes)
-    return voting.verdicts(votes).with_columns(
-        is_counting=pl.col("task_id").is_in(counting.implode())
-    )
+    return voting.verdicts(votes), scoring.counting_tasks(votes)
+
+
+def _age(name: str) -> int:
+    """Order partitions by the age of their tasks."""
+    return -1 if name == UNTASKED else int(name)
+
+
+def _key(part: Part, *made_from: str) -> str:
+    return _digest("\n".join([_rules(), part.sha256, *made_from]).encode())
 
 
 def _contradictions(
@@ -132,10 +313,10 @@ def _contradictions(
 
 
 def _uncounted(
-    part: Part, samples: pl.DataFrame, outcomes: pl.DataFrame, entries: pl.DataFrame
+    part: Part, samples: pl.DataFrame, verdicts: pl.DataFrame, entries: pl.DataFrame
 ) -> Iterator[str]:
     """Say where samples of a partition do not count once each."""
-    votes, tasked = outcomes["validator_count"].sum(), samples["task_id"].count()
+    votes, tasked = verdicts["validator_count"].sum(), samples["task_id"].count()
     if votes != tasked:
         yield f"{part.file}: {tasked} samples have a task, {votes} count in verdicts"
     if (counted := entries["total_samples"].sum()) != samples.height:
@@ -152,30 +333,3 @@ def _rules() -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _read(path: Path) -> pl.DataFrame | None:
-    """Read what `_keep` wrote; None when it is not there, or not what was written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, frame = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    # Before it is parsed: a wrong verdict pays the wrong miner.
-    if digest != _digest(frame).encode():
-        return None
-    return pl.read_ipc(io.BytesIO(frame))
-
-
-def _keep(path: Path, frame: pl.DataFrame) -> None:
-    """Keep a frame for the next run, if there is room: it can be made again."""
-    buffer = io.BytesIO()
-    frame.write_ipc(buffer)
-    content = buffer.getvalue()
-    temporary = temporary_beside(path)
-    try:
-        temporary.write_bytes(_digest(content).encode() + content)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -12,8 +12,10 @@ over an open one silently serves old data.
 import hashlib
 import io
 import json
+import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +42,25 @@ from warehouse.tables import (
     ARCHIVED_VOTES,
     COMPUTED_TABLES,
     GENERATION,
+    VERDICTS,
     Table,
+)
+from warehouse.verdicts import (
+    VerdictsDifferError,
+    VerdictSource,
+    WholeTable,
+    digest_of_tasks,
+    fill,
+    is_worth_building_upon,
+    task_digests,
 )
 
 SUFFIX = ".duckdb"
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
 READER_MEMORY = "128MB"
 HOUR_MS = 3_600_000
+
+logger = logging.getLogger(__name__)
 
 
 class GenerationError(Exception):
@@ -143,8 +157,12 @@ class Generations:
         info: Mapping[str, object],
         archive: ArchiveFiles | None = None,
         before_current: Callable[[Generation], None] | None = None,
+        verdicts: VerdictSource | None = None,
     ) -> Generation:
         """Build a generation from all computed tables and make it the current one.
+
+        `verdicts` stands for the table of that name where only a part of it is new: what is not is
+        taken from the current generation.
 
         `info` has the columns of `tables.GENERATION` but snapshot_id, computed_at_ms and
         tables_sha256, which are made here. `before_current` is called with the whole generation
@@ -153,8 +171,11 @@ class Generations:
         when the current generation counts more of the log or was made from a later metagraph,
         `GenerationError` when tables are missing or do not fit.
         """
-        ordered = [(table, _fitting(tables, table)) for table in COMPUTED_TABLES]
-        digest = tables_sha256(ordered)
+        verdicts = verdicts or WholeTable(_fitting(tables, VERDICTS))
+        others = [
+            (table, _fitting(tables, table)) for table in COMPUTED_TABLES if table != VERDICTS
+        ]
+        digest = tables_sha256(others, verdicts.task_digests())
         make_directory(self.directory)
         lock = self.settings.warehouse_path / "publish.lock"
         with locked(lock, self.settings.publish_lock_seconds_max):
@@ -179,7 +200,7 @@ class Generations:
             }
             info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
             archive = archive or ArchiveFiles()
-            self._build(generation.path, [*ordered, (GENERATION, info_table)], archive)
+            self._build(generation.path, [*others, (GENERATION, info_table)], verdicts, archive)
             self.name_archive_files(generation, archive)
             try:
                 if before_current is not None:
@@ -282,26 +303,41 @@ class Generations:
         return self._generation(pointed["snapshot_id"]).computed_at_ms
 
     def _build(
-        self, path: Path, tables: Iterable[tuple[Table, pa.Table]], archive: ArchiveFiles
+        self,
+        path: Path,
+        tables: Sequence[tuple[Table, pa.Table]],
+        verdicts: VerdictSource,
+        archive: ArchiveFiles,
     ) -> None:
-        temporary = temporary_beside(path)
+        """Write a generation's file, beginning with a copy of the current one's if that does."""
+        bases = [self._base(verdicts), None]
+        for base in bases if bases[0] else bases[1:]:
+            # A name of its own: what is left of a file that failed is no part of the next one.
+            temporary = temporary_beside(path)
+            try:
+                if base is not None:
+                    shutil.copyfile(base, temporary)
+                _write(temporary, tables, verdicts, archive)
+                replace_durably(temporary, path)
+                break
+            except (duckdb.Error, FileNotFoundError, VerdictsDifferError) as error:
+                if base is None:
+                    raise GenerationError(f"{path.name} cannot be written: {error}") from error
+                logger.warning("%s is not built upon: %s", base, error)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _base(self, verdicts: VerdictSource) -> Path | None:
+        """Return the current generation's file if most verdicts are there already."""
+        current = self.current()
+        if current is None:
+            return None
         try:
-            # One thread and one transaction: a quarter faster for tables of this size.
-            with duckdb.connect(str(temporary), config={"threads": 1}) as connection:
-                connection.execute("BEGIN")
-                for declared, rows in tables:
-                    connection.execute(declared.duckdb_ddl())
-                    connection.register("incoming", rows)
-                    connection.table("incoming").insert_into(declared.name)
-                    connection.unregister("incoming")
-                for statement in archive_views(archive):
-                    connection.execute(statement)
-                connection.execute("COMMIT")
-                # Closing would do it as well, but tells nobody that it could not.
-                connection.execute("CHECKPOINT")
-            replace_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with open_generation(current) as connection:
+                return current.path if is_worth_building_upon(connection, verdicts) else None
+        except (GenerationError, duckdb.Error) as error:
+            logger.warning("%s is not built upon: %s", current.path, error)
+            return None
 
     def _point_to(self, generation: Generation, made_from: Mapping[str, int]) -> None:
         pointed = {"snapshot_id": generation.snapshot_id, **made_from}
@@ -374,18 +410,64 @@ def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
         raise GenerationError(f"{generation.path} cannot be opened: {error}") from error
 
 
-def tables_sha256(tables: Iterable[tuple[Table, pa.Table]]) -> str:
+def _write(
+    path: Path,
+    tables: Iterable[tuple[Table, pa.Table]],
+    verdicts: VerdictSource,
+    archive: ArchiveFiles,
+) -> None:
+    """Write all tables of a generation to a file, in place of what it has."""
+    # One thread and one transaction: a quarter faster for tables of this size.
+    with duckdb.connect(str(path), config={"threads": 1}) as connection:
+        connection.execute("BEGIN")
+        for view in ("samples", ARCHIVED_VOTES.name, ARCHIVED_TEXTS.name):
+            connection.execute(f"DROP VIEW IF EXISTS {view}")
+        for declared, rows in tables:
+            connection.execute(f"DROP TABLE IF EXISTS {declared.name}")
+            connection.execute(declared.duckdb_ddl())
+            connection.register("incoming", rows)
+            connection.table("incoming").insert_into(declared.name)
+            connection.unregister("incoming")
+        fill(connection, verdicts)
+        for statement in archive_views(archive):
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        # Closing would do it as well, but tells nobody that it could not.
+        connection.execute("CHECKPOINT")
+
+
+def tables_sha256(
+    tables: Iterable[tuple[Table, pa.Table]], verdicts: Mapping[int, str] | None = None
+) -> str:
     """Return the digest that says whether two generations hold the same rows.
 
     SHA-256 over the tables in order of name, each as its name, a newline and its rows as CSV
-    (header first, strings quoted, rows in the table's declared order).
+    (header first, strings quoted, rows in the table's declared order). Of `verdicts` it is the
+    digest of its tasks' digests, which `verdicts` has where the rows are not all at hand.
     """
     digest = hashlib.sha256()
-    for declared, rows in sorted(tables, key=lambda pair: pair[0].name):
-        buffer = io.BytesIO()
-        pyarrow.csv.write_csv(rows, buffer)
-        digest.update(declared.name.encode() + b"\n" + buffer.getvalue())
+    contents = {declared.name: rows for declared, rows in tables}
+    if verdicts is None:
+        verdicts = task_digests(contents[VERDICTS.name])
+    for name in sorted({*contents, VERDICTS.name}):
+        digest.update(name.encode() + b"\n")
+        is_verdicts = name == VERDICTS.name
+        digest.update(digest_of_tasks(verdicts).encode() if is_verdicts else _csv(contents[name]))
     return digest.hexdigest()
+
+
+def whole_tables_sha256(tables: Iterable[tuple[Table, pa.Table]]) -> str:
+    """Return the same as it was before verdicts had digests by task: of old generations."""
+    digest = hashlib.sha256()
+    for declared, rows in sorted(tables, key=lambda pair: pair[0].name):
+        digest.update(declared.name.encode() + b"\n" + _csv(rows))
+    return digest.hexdigest()
+
+
+def _csv(rows: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(rows, buffer)
+    return buffer.getvalue()
 
 
 def archive_views(archive: ArchiveFiles) -> list[str]:

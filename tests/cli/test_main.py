@@ -14,7 +14,10 @@ from cli.options import table
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
 from tests.builders import hotkey, write_metagraph
+from tests.warehouse.builders import append, sample
+from warehouse.archive import Archive
 from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_log import SqliteLog
 
 NOBODY = "http://127.0.0.1:9"
 SUBCOMMANDS = {
@@ -221,6 +224,28 @@ def test_materialize_publishes_and_says_what(capsys, monkeypatch, tmp_path):
     assert code == 0
     assert out.startswith("Published 2")
     assert (tmp_path / "warehouse" / "current.duckdb").exists()
+
+
+def test_materialize_can_archive_everything_at_once_and_shows_how_far_it_is(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("LEOMA_HOME", str(tmp_path))
+    monkeypatch.setenv("ARCHIVE_TEXTS_PER_RUN_MAX", "1")
+    monkeypatch.setattr("warehouse.sqlite_reads.TEXTS_CHUNK_ROWS", 1)
+    monkeypatch.setattr("cli.materialize.PROGRESS_SEQS_MIN", 1)
+    path = write_metagraph(tmp_path / "metagraph.json", validators=[{"hotkey": hotkey("v1")}])
+    monkeypatch.setenv("CHAIN_SOURCE", str(path))
+    log = SqliteLog(WarehouseSettings(leoma_home=tmp_path))
+    for task in range(3):
+        append(log, sample(task=task))
+    log.close()
+    archive = Archive(WarehouseSettings(leoma_home=tmp_path))
+    assert call(capsys, "materialize")[0] == 0
+    assert archive.manifest().texts_watermark == 2
+    code, _, err = call(capsys, "materialize", "--all-texts")
+    assert code == 0
+    assert archive.manifest().texts_watermark == archive.manifest().submissions_watermark == 6
+    assert [line.split()[0] for line in err.splitlines() if line] == ["Texts", "Submissions"]
 
 
 def test_columns_of_numbers_go_to_the_right():

@@ -15,6 +15,7 @@ from tests.pipelines.rule_builders import log_of, miner, miners_of, sample, vali
 from tests.properties import tried
 from tests.warehouse import builders
 from warehouse.archive import Archive, ArchiveError, with_vote_parts
+from warehouse.verdicts import task_digests
 
 STAKES = {"V": 10, "W": 7, "X": 7, "poor": 1}
 TASKS = [0, 1, 99, 100, 101, 250, 100_000, "legacy", "another"]
@@ -49,6 +50,9 @@ class Partitions:
         self.keeper.directory.rmdir()
         self.keeper.directory.write_text("no directory")
 
+    def directory(self):
+        return self.keeper.directory
+
     def kept(self):
         return sorted(self.keeper.directory.iterdir())
 
@@ -67,7 +71,16 @@ def partitions(tmp_path):
 def assert_whole(made, samples, validators):
     """They are what the rules make of the whole history at once."""
     weighed = votes(samples, validators)
-    assert_frame_equal(made.verdicts, verdicts(weighed))
+    table = verdicts(weighed)
+    assert_frame_equal(made.verdicts.whole(), table)
+    for first, last in ((1, 100), (100, 100), (0, 100_000), (30, 260)):
+        reached = table.filter(pl.col("task_id").is_between(first, last))
+        assert_frame_equal(made.verdicts.of_tasks(first, last), reached, check_row_order=False)
+    assert made.verdicts.task_digests() == task_digests(tallies.as_arrow(table))
+    assert (made.verdicts.count, made.verdicts.votes) == (
+        table.height,
+        table["validator_count"].sum(),
+    )
     miners = miners_of(miner("M", 0), miner("N", 1))
     assert_frame_equal(
         scoring.scores(made.entries, validators, miners),
@@ -114,8 +127,8 @@ def test_only_what_changed_is_made_anew(partitions):
     assert partitions.made().anew == 0
     partitions.put(sample(6, "V", "M", 160, is_passed=True))
     assert partitions.made().anew == 1
-    # Two files a partition, and no others.
-    assert len(partitions.kept()) == 8
+    # Three files a partition, one of the older ones together, and no others.
+    assert len(partitions.kept()) == 3 * 4 + 1
 
 
 def test_other_stakes_and_other_rules_make_all_anew(partitions, monkeypatch):
@@ -125,26 +138,47 @@ def test_other_stakes_and_other_rules_make_all_anew(partitions, monkeypatch):
     assert partitions.made(V=11).anew == 4
 
 
+@pytest.mark.parametrize("kind", ["verdicts", "summary", "entries", "sum"])
 @pytest.mark.parametrize("harm", ["changed", "cut", "emptied", "removed", "exchanged"])
-def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm):
+def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind):
+    partitions.put(*(sample(10 + task, "V", "M", 100 * task) for task in range(3, 9)))
     before = partitions.made()
-    first, *_, last = partitions.kept()
-    content = first.read_bytes()
-    match harm:
-        case "changed":
-            first.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
-        case "cut":
-            first.write_bytes(content[:-1])
-        case "emptied":
-            first.write_bytes(b"")
-        case "removed":
-            first.unlink()
-        case "exchanged":
-            first.write_bytes(last.read_bytes()[:64] + content[64:])
+    other = next(path for path in partitions.kept() if not path.name.startswith(f"{kind}-"))
+    for path in partitions.kept():
+        content = path.read_bytes()
+        if not path.name.startswith(f"{kind}-"):
+            continue
+        match harm:
+            case "changed":
+                path.write_bytes(content[:-80] + bytes([content[-80] ^ 1]) + content[-79:])
+            case "cut":
+                path.write_bytes(content[:-1])
+            case "emptied":
+                path.write_bytes(b"")
+            case "removed":
+                path.unlink()
+            case "exchanged":
+                path.write_bytes(other.read_bytes()[:64] + content[64:])
     after = partitions.made()
-    assert after.anew == 1
-    assert_frame_equal(after.verdicts, before.verdicts)
-    assert partitions.made().anew == 0
+    assert_frame_equal(after.verdicts.whole(), before.verdicts.whole())
+    assert after.verdicts.task_digests() == before.verdicts.task_digests()
+    entries = [scoring.summed_entries(one.entries) for one in (after, before)]
+    assert_frame_equal(*entries, check_row_order=False)
+    assert set(after.counting_tasks) == set(before.counting_tasks)
+
+
+def test_counts_of_older_partitions_are_kept_as_one_sum(partitions):
+    samples = [sample(10 + task, "V", "M", 100 * task, is_passed=True) for task in range(9)]
+    partitions.put(*samples)
+    partitions.made()
+    for path in partitions.directory().glob("entries-*"):
+        # Whatever it says now: nobody reads it.
+        path.write_bytes(b"")
+    made = partitions.made()
+    assert made.anew == 0
+    # Three pairs are in the older ones; the four newest are read from the archive instead.
+    assert made.entries.height == 3 + 4
+    assert made.entries["total_samples"].sum() == partitions.manifest.current_samples
 
 
 @pytest.mark.parametrize("lie", ["elsewhere", "key twice", "seq twice", "miscounted"])
@@ -183,15 +217,17 @@ def test_what_cannot_be_kept_is_made_again(partitions, monkeypatch):
         path.unlink()
     with monkeypatch.context() as patched:
         patched.setattr("pathlib.Path.write_bytes", full)
-        assert_frame_equal(partitions.made().verdicts, before.verdicts)
+        assert_frame_equal(partitions.made().verdicts.whole(), before.verdicts.whole())
     assert partitions.kept() == []
     partitions.directory_in_the_way()
-    assert_frame_equal(partitions.made().verdicts, before.verdicts)
+    assert_frame_equal(partitions.made().verdicts.whole(), before.verdicts.whole())
 
 
 def test_a_vote_that_no_verdict_counts_stops_the_run(partitions):
     made = partitions.made()
-    short = replace(made, verdicts=made.verdicts.head(-1))
+    summaries = dict(made.verdicts.summaries)
+    summaries["0"] = replace(summaries["0"], votes=0)
+    short = replace(made, verdicts=replace(made.verdicts, summaries=summaries))
     told = {
         name: checks.reconciled(
             recent=log_of(),

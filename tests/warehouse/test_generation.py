@@ -24,6 +24,9 @@ from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, COMPUTED_TABLES, GE
 EMPTY = {table.name: table.arrow_schema().empty_table() for table in COMPUTED_TABLES}
 
 
+BESIDE = {"samples", "archived_votes", "archived_texts", "generation", "verdict_partitions"}
+
+
 def info(**values):
     defaults = {
         "valid_until_ms": 2,
@@ -63,7 +66,7 @@ def test_what_was_published_is_current_and_complete(generations):
     assert generations.current() == published
     with open_generation(published) as connection:
         names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
-        assert names == {"samples", "archived_votes", "archived_texts", "generation", *EMPTY}
+        assert names == {*EMPTY, *BESIDE}
         assert connection.execute("SELECT hotkey FROM blacklist").fetchall() == [("5a",)]
         row = connection.sql("SELECT * FROM generation").to_arrow_table().to_pylist()[0]
     assert set(row) == set(GENERATION.names)
