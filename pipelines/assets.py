@@ -125,7 +125,12 @@ def tallies(
     made = stores.tallies.tallies(archived_samples.manifest, validators)
     partitions = len(archived_samples.manifest.votes)
     return dg.MaterializeResult(
-        value=made, metadata={"partitions": partitions, "partitions_made_anew": made.anew}
+        value=made,
+        metadata={
+            "partitions": partitions,
+            "partitions_made_anew": made.anew,
+            "partitions_read": len(made.read),
+        },
     )
 
 

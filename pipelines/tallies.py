@@ -3,7 +3,8 @@
 A sample's key names its task, and a task lies in one partition. So verdicts and counts are made of
 one partition at a time, in the memory that one takes, and what the last run made of a partition
 that has not changed since, at the same stakes, is taken as it is. A run costs what is new: of all
-others it reads a summary, and the verdicts of those that the window reaches.
+others it reads a summary, and the verdicts of those that the window reaches. When stakes move, sums
+are made anew of who voted how, and no vote is read.
 
 What is kept lies in `LEOMA_HOME/warehouse/tallies` and may be removed at any time.
 """
@@ -23,6 +24,7 @@ import pyarrow as pa
 from pipelines import frames, scoring
 from pipelines import votes as voting
 from warehouse import tables
+from warehouse import verdicts as generation_verdicts
 from warehouse.archive import UNTASKED, Archive, Manifest, Part
 from warehouse.files import make_directory, temporary_beside
 from warehouse.frames import empty
@@ -32,7 +34,7 @@ from warehouse.verdicts import task_digests
 SUFFIX = ".tally"
 DIGEST_BYTES = 64
 # Whatever changes what is made of the same votes makes what was kept worthless.
-RULES = (voting, scoring, frames, tables)
+RULES = (voting, scoring, frames, tables, generation_verdicts)
 # The newest partitions, which change. The counts of all others are kept as one sum.
 NEWEST_PARTITIONS = 4
 NO_ENTRIES = scoring.score_entries(empty(ARCHIVED_VOTES))
@@ -97,10 +99,10 @@ class Verdicts:
         """Return a partition's part of the table; raises `ArchiveError` as `TallyKeeper` does."""
         made = self.anew.get(partition)
         if made is None:
-            made = self.keeper.kept_verdicts(self.keys[partition])
+            made = self.keeper.kept_frame("verdicts", self.keys[partition])
         if made is None:
-            samples = self.keeper.archive.read(self.manifest.votes[partition])
-            made, _ = _judged(samples, self.validators)
+            ballots = voting.ballots(self.keeper.archive.read(self.manifest.votes[partition]))
+            made, _ = voting.verdicts_of(ballots, self.validators)
         return made
 
     def of_tasks(self, first: int, last: int) -> pl.DataFrame:
@@ -134,15 +136,17 @@ class Tallies:
 
     `entries` are as `scoring.score_entries` makes them, several a pair of validator and miner.
     `problems`: sentences about partitions that contradict themselves; none of those is kept.
+    `read` has the partitions whose votes this run had to read.
     """
 
     verdicts: Verdicts
     entries: pl.DataFrame
     problems: tuple[str, ...]
+    read: frozenset[str]
 
     @property
     def anew(self) -> int:
-        """The number of partitions that this run had to read."""
+        """The number of partitions whose verdicts this run made."""
         return len(self.verdicts.anew)
 
     @property
@@ -178,39 +182,45 @@ class TallyKeeper:
         problems: list[str] = []
         for name, part in manifest.votes.items():
             keys[name] = key = _key(part, at_stakes)
+            has_entries = self._path("entries", _key(part)).exists()
             kept = self._kept_summary(key)
-            if kept is not None and self._path("entries", _key(part)).exists():
+            if kept is not None and has_entries:
                 summaries[name] = kept
                 continue
-            samples = self.archive.read(part)
-            anew[name], counting_tasks = _judged(samples, validators)
+            found: list[str] = []
+            ballots = self.kept_frame("ballots", _key(part)) if has_entries else None
+            if ballots is None:
+                samples = self.archive.read(part)
+                ballots, entries[name] = voting.ballots(samples), scoring.score_entries(samples)
+                found += _contradictions(name, part, samples, manifest)
+                found += _uncounted(part, int(entries[name]["total_samples"].sum()), part.rows)
+            anew[name], counting_tasks = voting.verdicts_of(ballots, validators)
             summaries[name] = Summary.of(anew[name], counting_tasks)
-            entries[name] = scoring.score_entries(samples)
-            found = [
-                *_contradictions(name, part, samples, manifest),
-                *_uncounted(part, samples, anew[name], entries[name]),
-            ]
+            found += _uncounted(part, summaries[name].votes, 0 if name == UNTASKED else part.rows)
             problems += found
             if not found:
+                if name in entries:
+                    self._keep_frame("ballots", _key(part), ballots)
+                    self._keep_frame("entries", _key(part), entries[name])
                 self._keep_frame("verdicts", key, anew[name])
-                self._keep_frame("entries", _key(part), entries[name])
                 # The last: where it is, the others have been.
                 self._keep("summary", key, json.dumps(asdict(summaries[name])).encode())
         every = self._entries(manifest, entries)
         self._remove_all_but(keys.values(), manifest)
         verdicts = Verdicts(self, manifest, validators, keys, summaries, anew)
-        return Tallies(verdicts, every, tuple(problems))
+        return Tallies(verdicts, every, tuple(problems), frozenset(entries))
 
-    def kept_verdicts(self, key: str) -> pl.DataFrame | None:
+    def kept_frame(self, kind: str, key: str) -> pl.DataFrame | None:
         """Return what was kept of a partition, None when it is gone or damaged."""
-        return self._kept_frame("verdicts", key)
+        content = self._kept(kind, key)
+        return None if content is None else pl.read_ipc(io.BytesIO(content))
 
     def _entries(self, manifest: Manifest, made: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         """Return the counts of all partitions, those of the older ones as one sum."""
         names = sorted(manifest.votes, key=_age)
         older, newest = names[:-NEWEST_PARTITIONS], names[-NEWEST_PARTITIONS:]
         key = self._sum_key(manifest)
-        summed = self._kept_frame("sum", key)
+        summed = self.kept_frame("sum", key)
         if summed is None:
             own = [self._entries_of(manifest.votes[name], made.get(name)) for name in older]
             summed = scoring.summed_entries(pl.concat([NO_ENTRIES, *own]))
@@ -222,7 +232,7 @@ class TallyKeeper:
 
     def _entries_of(self, part: Part, made: pl.DataFrame | None) -> pl.DataFrame:
         if made is None:
-            made = self._kept_frame("entries", _key(part))
+            made = self.kept_frame("entries", _key(part))
         return scoring.score_entries(self.archive.read(part)) if made is None else made
 
     @staticmethod
@@ -232,7 +242,8 @@ class TallyKeeper:
 
     def _remove_all_but(self, keys: Iterable[str], manifest: Manifest) -> None:
         used = {self._path("sum", self._sum_key(manifest))}
-        used |= {self._path("entries", _key(part)) for part in manifest.votes.values()}
+        for part in manifest.votes.values():
+            used |= {self._path(kind, _key(part)) for kind in ("ballots", "entries")}
         used |= {self._path(kind, key) for kind in ("verdicts", "summary") for key in keys}
         with contextlib.suppress(OSError):
             for path in set(self.directory.iterdir()) - used:
@@ -250,10 +261,6 @@ class TallyKeeper:
         digest, kept = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         # Before it is parsed: a wrong verdict pays the wrong miner.
         return kept if digest == _digest(kept).encode() else None
-
-    def _kept_frame(self, kind: str, key: str) -> pl.DataFrame | None:
-        content = self._kept(kind, key)
-        return None if content is None else pl.read_ipc(io.BytesIO(content))
 
     def _kept_summary(self, key: str) -> Summary | None:
         content = self._kept("summary", key)
@@ -281,12 +288,6 @@ def as_arrow(verdicts: pl.DataFrame) -> pa.Table:
     return verdicts.to_arrow().select(VERDICTS.names).cast(VERDICTS.arrow_schema())
 
 
-def _judged(samples: pl.DataFrame, validators: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """Return a partition's part of the table, and which of its tasks count."""
-    votes = voting.votes(samples, validators)
-    return voting.verdicts(votes), scoring.counting_tasks(votes)
-
-
 def _age(name: str) -> int:
     """Order partitions by the age of their tasks."""
     return -1 if name == UNTASKED else int(name)
@@ -312,15 +313,10 @@ def _contradictions(
         yield f"{part.file}: {elsewhere} samples belong to another partition"
 
 
-def _uncounted(
-    part: Part, samples: pl.DataFrame, verdicts: pl.DataFrame, entries: pl.DataFrame
-) -> Iterator[str]:
+def _uncounted(part: Part, counted: int, expected: int) -> Iterator[str]:
     """Say where samples of a partition do not count once each."""
-    votes, tasked = verdicts["validator_count"].sum(), samples["task_id"].count()
-    if votes != tasked:
-        yield f"{part.file}: {tasked} samples have a task, {votes} count in verdicts"
-    if (counted := entries["total_samples"].sum()) != samples.height:
-        yield f"{part.file}: {samples.height} samples, {counted} count in score entries"
+    if counted != expected:
+        yield f"{part.file}: {counted} samples count, not {expected}"
 
 
 @functools.cache
@@ -328,7 +324,7 @@ def _rules() -> str:
     """Return a digest over the code that makes tallies."""
     paths = [Path(module.__file__ or "") for module in RULES] + [Path(__file__)]
     code = b"\n".join(path.read_bytes() for path in paths)
-    return _digest(code + pl.__version__.encode())
+    return _digest(code + f"{pl.__version__} {pa.__version__}".encode())
 
 
 def _digest(content: bytes) -> str:

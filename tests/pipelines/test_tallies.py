@@ -126,23 +126,30 @@ def test_only_what_changed_is_made_anew(partitions):
     assert partitions.made().anew == 4
     assert partitions.made().anew == 0
     partitions.put(sample(6, "V", "M", 160, is_passed=True))
-    assert partitions.made().anew == 1
-    # Three files a partition, one of the older ones together, and no others.
-    assert len(partitions.kept()) == 3 * 4 + 1
+    made = partitions.made()
+    assert (made.anew, made.read) == (1, {"6"})
+    # Four files a partition, one of the older ones together, and no others.
+    assert len(partitions.kept()) == 4 * 4 + 1
 
 
 def test_other_stakes_and_other_rules_make_all_anew(partitions, monkeypatch):
     partitions.made()
-    assert partitions.made(V=11).anew == 4
+    made = partitions.made(V=11)
+    # Who voted how is known.
+    assert (made.anew, made.read) == (4, set())
     monkeypatch.setattr(tallies, "_rules", lambda: "other rules")
-    assert partitions.made(V=11).anew == 4
+    made = partitions.made(V=11)
+    assert (made.anew, len(made.read)) == (4, 4)
 
 
-@pytest.mark.parametrize("kind", ["verdicts", "summary", "entries", "sum"])
+@pytest.mark.parametrize("stake", [STAKES["V"], 2], ids=["same stakes", "other stakes"])
+@pytest.mark.parametrize("kind", ["ballots", "verdicts", "summary", "entries", "sum"])
 @pytest.mark.parametrize("harm", ["changed", "cut", "emptied", "removed", "exchanged"])
-def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind):
+def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind, stake, tmp_path):
     partitions.put(*(sample(10 + task, "V", "M", 100 * task) for task in range(3, 9)))
-    before = partitions.made()
+    partitions.made()
+    fresh = TallyKeeper(partitions.archive, tmp_path / "fresh")
+    before = fresh.tallies(partitions.manifest, validators(V=stake))
     other = next(path for path in partitions.kept() if not path.name.startswith(f"{kind}-"))
     for path in partitions.kept():
         content = path.read_bytes()
@@ -159,7 +166,7 @@ def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind):
                 path.unlink()
             case "exchanged":
                 path.write_bytes(other.read_bytes()[:64] + content[64:])
-    after = partitions.made()
+    after = partitions.made(V=stake)
     assert_frame_equal(after.verdicts.whole(), before.verdicts.whole())
     assert after.verdicts.task_digests() == before.verdicts.task_digests()
     entries = [scoring.summed_entries(one.entries) for one in (after, before)]
