@@ -17,6 +17,7 @@ from cli.processes import ProcessError, StopRequested, stop_signals
 from tests.bench import history, limits, objects, outbox, report, servers, storage, together
 from tests.bench.environment import clean_environment
 from tests.bench.live import OLD_MINER, measure_live, measure_singles
+from tests.bench.page import page
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
 from warehouse.files import locked
@@ -382,7 +383,9 @@ def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_se
             indent=1,
         )
     )
-    click.echo(f"\nAll of it: {results}")
+    pictures = ROOT / "results.html"
+    pictures.write_text(page(figures, surroundings, shape.samples))
+    click.echo(f"\nAll of it: {results}, with pictures: {pictures}")
     if failure is not None:
         raise click.ClickException(f"{failure}\n{getattr(failure, 'tail', '')}") from failure
 
