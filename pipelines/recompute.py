@@ -169,7 +169,7 @@ def _published(generation: Generation) -> tuple[dict[str, pl.DataFrame], dict[st
             # They are stored by partition.
             frames[VERDICTS.name] = conform(frames[VERDICTS.name], VERDICTS)
             info = connection.table(GENERATION.name).pl().to_dicts()[0]
-    except (duckdb.Error, IndexError) as error:
+    except (duckdb.Error, IndexError, pl.exceptions.PolarsError) as error:
         raise GenerationError(f"{generation.path} cannot be read: {error}") from error
     return frames, info
 

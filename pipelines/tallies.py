@@ -1,7 +1,7 @@
 """What the archive's votes come to, partition by partition, and kept from run to run.
 
 A sample's key names its task, and a task lies in one partition. So verdicts and counts are made of
-one partition at a time, in the memory that one takes, and what the last run made of a partition
+one partition at a time, and what the last run made of a partition
 that has not changed since, at the same stakes, is taken as it is. A run costs what is new: of all
 others it reads a summary, and the verdicts of those that the window reaches. When stakes move, sums
 are made anew of who voted how, and no vote is read.
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipelines import frames, scoring
 from pipelines import votes as voting
+from warehouse import frames as warehouse_frames
 from warehouse import tables
 from warehouse import verdicts as generation_verdicts
 from warehouse.archive import UNTASKED, Archive, Manifest, Part
@@ -34,7 +35,7 @@ from warehouse.verdicts import task_digests
 SUFFIX = ".tally"
 DIGEST_BYTES = 64
 # Whatever changes what is made of the same votes makes what was kept worthless.
-RULES = (voting, scoring, frames, tables, generation_verdicts)
+RULES = (voting, scoring, frames, warehouse_frames, tables, generation_verdicts)
 # The newest partitions, which change. The counts of all others are kept as one sum.
 NEWEST_PARTITIONS = 4
 NO_ENTRIES = scoring.score_entries(empty(ARCHIVED_VOTES))
@@ -100,19 +101,20 @@ class Verdicts:
         made = self.anew.get(partition)
         if made is None:
             made = self.keeper.kept_frame("verdicts", self.keys[partition])
-        if made is None:
+        if made is None or made.height != self.summaries[partition].verdicts:
             ballots = voting.ballots(self.keeper.archive.read(self.manifest.votes[partition]))
             made, _ = voting.verdicts_of(ballots, self.validators)
         return made
 
     def of_tasks(self, first: int, last: int) -> pl.DataFrame:
         """Return the verdicts on the tasks from `first` to `last`."""
-        reached = {
-            self.manifest.partition(task_id)
-            for task_id in (first, last, *range(first, last, self.manifest.tasks_per_partition))
-        }
-        own = [self.frame(name) for name in sorted(reached & set(self.keys))]
-        return pl.concat([empty(VERDICTS), *own]).filter(pl.col("task_id").is_between(first, last))
+        own = [
+            self.frame(name)
+            for name, summary in self.summaries.items()
+            if any(first <= int(task_id) <= last for task_id in summary.digests)
+        ]
+        every = pl.concat([empty(VERDICTS), *own])
+        return every.filter(pl.col("task_id").is_between(first, last))
 
     def whole(self) -> pl.DataFrame:
         """Return the whole table."""
@@ -181,14 +183,15 @@ class TallyKeeper:
         entries: dict[str, pl.DataFrame] = {}
         problems: list[str] = []
         for name, part in manifest.votes.items():
-            keys[name] = key = _key(part, at_stakes)
-            has_entries = self._path("entries", _key(part)).exists()
+            of_votes = _key(manifest, name)
+            keys[name] = key = _key(manifest, name, at_stakes)
+            has_entries = self._path("entries", of_votes).exists()
             kept = self._kept_summary(key)
             if kept is not None and has_entries:
                 summaries[name] = kept
                 continue
             found: list[str] = []
-            ballots = self.kept_frame("ballots", _key(part)) if has_entries else None
+            ballots = self.kept_frame("ballots", of_votes) if has_entries else None
             if ballots is None:
                 samples = self.archive.read(part)
                 ballots, entries[name] = voting.ballots(samples), scoring.score_entries(samples)
@@ -200,8 +203,8 @@ class TallyKeeper:
             problems += found
             if not found:
                 if name in entries:
-                    self._keep_frame("ballots", _key(part), ballots)
-                    self._keep_frame("entries", _key(part), entries[name])
+                    self._keep_frame("ballots", of_votes, ballots)
+                    self._keep_frame("entries", of_votes, entries[name])
                 self._keep_frame("verdicts", key, anew[name])
                 # The last: where it is, the others have been.
                 self._keep("summary", key, json.dumps(asdict(summaries[name])).encode())
@@ -222,28 +225,34 @@ class TallyKeeper:
         key = self._sum_key(manifest)
         summed = self.kept_frame("sum", key)
         if summed is None:
-            own = [self._entries_of(manifest.votes[name], made.get(name)) for name in older]
+            own = [self._entries_of(manifest, name, made) for name in older]
             summed = scoring.summed_entries(pl.concat([NO_ENTRIES, *own]))
             if not set(older) & set(made):
                 # Otherwise it may be of a partition that contradicts itself.
                 self._keep_frame("sum", key, summed)
-        own = [self._entries_of(manifest.votes[name], made.get(name)) for name in newest]
+        own = [self._entries_of(manifest, name, made) for name in newest]
         return pl.concat([summed, *own])
 
-    def _entries_of(self, part: Part, made: pl.DataFrame | None) -> pl.DataFrame:
-        if made is None:
-            made = self.kept_frame("entries", _key(part))
-        return scoring.score_entries(self.archive.read(part)) if made is None else made
+    def _entries_of(
+        self, manifest: Manifest, name: str, made: Mapping[str, pl.DataFrame]
+    ) -> pl.DataFrame:
+        if name in made:
+            return made[name]
+        kept = self.kept_frame("entries", _key(manifest, name))
+        if kept is None:
+            kept = scoring.score_entries(self.archive.read(manifest.votes[name]))
+            self._keep_frame("entries", _key(manifest, name), kept)
+        return kept
 
     @staticmethod
     def _sum_key(manifest: Manifest) -> str:
         older = sorted(manifest.votes, key=_age)[:-NEWEST_PARTITIONS]
-        return _digest("\n".join([_rules(), *(manifest.votes[n].sha256 for n in older)]).encode())
+        return _digest("\n".join(_key(manifest, name) for name in older).encode())
 
     def _remove_all_but(self, keys: Iterable[str], manifest: Manifest) -> None:
         used = {self._path("sum", self._sum_key(manifest))}
-        for part in manifest.votes.values():
-            used |= {self._path(kind, _key(part)) for kind in ("ballots", "entries")}
+        for name in manifest.votes:
+            used |= {self._path(kind, _key(manifest, name)) for kind in ("ballots", "entries")}
         used |= {self._path(kind, key) for kind in ("verdicts", "summary") for key in keys}
         with contextlib.suppress(OSError):
             for path in set(self.directory.iterdir()) - used:
@@ -259,8 +268,8 @@ class TallyKeeper:
         except OSError:
             return None
         digest, kept = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        # Before it is parsed: a wrong verdict pays the wrong miner.
-        return kept if digest == _digest(kept).encode() else None
+        # Before it is parsed, and under its own name: a wrong verdict pays the wrong miner.
+        return kept if digest == _named_digest(kind, key, kept) else None
 
     def _kept_summary(self, key: str) -> Summary | None:
         content = self._kept("summary", key)
@@ -271,7 +280,7 @@ class TallyKeeper:
         path = self._path(kind, key)
         temporary = temporary_beside(path)
         try:
-            temporary.write_bytes(_digest(content).encode() + content)
+            temporary.write_bytes(_named_digest(kind, key, content) + content)
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -293,8 +302,10 @@ def _age(name: str) -> int:
     return -1 if name == UNTASKED else int(name)
 
 
-def _key(part: Part, *made_from: str) -> str:
-    return _digest("\n".join([_rules(), part.sha256, *made_from]).encode())
+def _key(manifest: Manifest, name: str, *made_from: str) -> str:
+    """Return a digest of all that follows for a partition: which it is, its votes, the rules."""
+    place = f"{name} of {manifest.tasks_per_partition}"
+    return _digest("\n".join([_rules(), place, manifest.votes[name].sha256, *made_from]).encode())
 
 
 def _contradictions(
@@ -327,5 +338,13 @@ def _rules() -> str:
     return _digest(code + f"{pl.__version__} {pa.__version__}".encode())
 
 
+def _named_digest(kind: str, key: str, content: bytes) -> bytes:
+    return _digest(f"{kind}-{key}\n".encode() + content).encode()
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+# At the import, so that rules which are replaced meanwhile are not taken for those that ran.
+_rules()

@@ -156,15 +156,29 @@ def _written(
     The next ones are read meanwhile: that takes Python's lock, compressing and syncing do not.
     """
     waiting: deque[tuple[Future[Part], int]] = deque()
+    failure: Exception | None = None
+    remaining = iter(pieces)
     with ThreadPoolExecutor(WRITERS, "export") as writers:
-        for rows, last_seq in pieces:
-            written = writers.submit(archive.write, folder, f"{last_seq:012d}", rows)
-            waiting.append((written, last_seq))
+        while True:
+            try:
+                piece = next(remaining, None)
+            except Exception as error:  # noqa: BLE001  (raised below)
+                failure = error
+                break
+            if piece is None:
+                break
+            rows, last_seq = piece
+            waiting.append(
+                (writers.submit(archive.write, folder, f"{last_seq:012d}", rows), last_seq)
+            )
             if len(waiting) > WRITERS:
-                part, last_seq_of_part = waiting.popleft()
-                yield part.result(), last_seq_of_part
-        for part, last_seq_of_part in waiting:
-            yield part.result(), last_seq_of_part
+                part, last_seq = waiting.popleft()
+                yield part.result(), last_seq
+        # What came before a failure is not to be written again.
+        for part, last_seq in waiting:
+            yield part.result(), last_seq
+    if failure is not None:
+        raise failure
 
 
 def _merged_votes(

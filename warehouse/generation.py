@@ -59,6 +59,11 @@ SUFFIX = ".duckdb"
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
 READER_MEMORY = "128MB"
 HOUR_MS = 3_600_000
+NAMES = """
+    SELECT table_name FROM duckdb_tables()
+    UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal
+"""
+PARTITIONS = "verdict_partitions"
 
 logger = logging.getLogger(__name__)
 
@@ -315,17 +320,18 @@ class Generations:
             # A name of its own: what is left of a file that failed is no part of the next one.
             temporary = temporary_beside(path)
             try:
-                if base is not None:
-                    shutil.copyfile(base, temporary)
+                if base is not None and not _copied(base, temporary):
+                    continue
                 _write(temporary, tables, verdicts, archive)
                 replace_durably(temporary, path)
                 break
-            except (duckdb.Error, FileNotFoundError, VerdictsDifferError) as error:
+            except (duckdb.Error, VerdictsDifferError) as error:
                 if base is None:
                     raise GenerationError(f"{path.name} cannot be written: {error}") from error
                 logger.warning("%s is not built upon: %s", base, error)
             finally:
                 temporary.unlink(missing_ok=True)
+                temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
 
     def _base(self, verdicts: VerdictSource) -> Path | None:
         """Return the current generation's file if most verdicts are there already."""
@@ -410,9 +416,19 @@ def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
         raise GenerationError(f"{generation.path} cannot be opened: {error}") from error
 
 
+def _copied(base: Path, temporary: Path) -> bool:
+    """Copy a file; tell whether that could be done. What cannot be read must not stop a run."""
+    try:
+        shutil.copyfile(base, temporary)
+    except OSError as error:
+        logger.warning("%s is not built upon: %s", base, error)
+        return False
+    return True
+
+
 def _write(
     path: Path,
-    tables: Iterable[tuple[Table, pa.Table]],
+    tables: Sequence[tuple[Table, pa.Table]],
     verdicts: VerdictSource,
     archive: ArchiveFiles,
 ) -> None:
@@ -431,6 +447,10 @@ def _write(
         fill(connection, verdicts)
         for statement in archive_views(archive):
             connection.execute(statement)
+        known = {"samples", ARCHIVED_VOTES.name, ARCHIVED_TEXTS.name, VERDICTS.name, PARTITIONS}
+        known |= {declared.name for declared, _ in tables}
+        if others := {name for (name,) in connection.execute(NAMES).fetchall()} - known:
+            raise VerdictsDifferError(f"somebody else made {sorted(others)}")
         connection.execute("COMMIT")
         # Closing would do it as well, but tells nobody that it could not.
         connection.execute("CHECKPOINT")

@@ -40,7 +40,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `key` is unique; rows are stored in `order`, the order they are read by."""
+    """One table. `key` is unique; `order` is the one its rows are compared in.
+
+    They are stored in it, but for verdicts, which are stored by partition.
+    """
 
     name: str
     doc: str

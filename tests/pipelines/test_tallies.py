@@ -144,13 +144,14 @@ def test_other_stakes_and_other_rules_make_all_anew(partitions, monkeypatch):
 
 @pytest.mark.parametrize("stake", [STAKES["V"], 2], ids=["same stakes", "other stakes"])
 @pytest.mark.parametrize("kind", ["ballots", "verdicts", "summary", "entries", "sum"])
-@pytest.mark.parametrize("harm", ["changed", "cut", "emptied", "removed", "exchanged"])
+@pytest.mark.parametrize("harm", ["changed", "cut", "emptied", "removed", "exchanged", "another"])
 def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind, stake, tmp_path):
     partitions.put(*(sample(10 + task, "V", "M", 100 * task) for task in range(3, 9)))
     partitions.made()
     fresh = TallyKeeper(partitions.archive, tmp_path / "fresh")
     before = fresh.tallies(partitions.manifest, validators(V=stake))
     other = next(path for path in partitions.kept() if not path.name.startswith(f"{kind}-"))
+    same = [path.read_bytes() for path in partitions.kept() if path.name.startswith(f"{kind}-")]
     for path in partitions.kept():
         content = path.read_bytes()
         if not path.name.startswith(f"{kind}-"):
@@ -164,6 +165,8 @@ def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind, stake
                 path.write_bytes(b"")
             case "removed":
                 path.unlink()
+            case "another":
+                path.write_bytes(next((one for one in same if one != content), b""))
             case "exchanged":
                 path.write_bytes(other.read_bytes()[:64] + content[64:])
     after = partitions.made(V=stake)
@@ -172,6 +175,15 @@ def test_what_was_kept_and_is_damaged_is_made_anew(partitions, harm, kind, stake
     entries = [scoring.summed_entries(one.entries) for one in (after, before)]
     assert_frame_equal(*entries, check_row_order=False)
     assert set(after.counting_tasks) == set(before.counting_tasks)
+
+
+def test_a_partition_of_another_size_is_looked_at_anew_and_told(partitions):
+    made = partitions.made()
+    partitions.manifest = replace(partitions.manifest, tasks_per_partition=7)
+    again = partitions.made()
+    assert len(again.read) == made.anew
+    assert any("belong to another partition" in problem for problem in again.problems)
+    assert_frame_equal(again.verdicts.of_tasks(1, 300), made.verdicts.of_tasks(1, 300))
 
 
 def test_counts_of_older_partitions_are_kept_as_one_sum(partitions):

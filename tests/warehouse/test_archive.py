@@ -23,6 +23,7 @@ from warehouse.hotkeys import signed_message, verify
 from warehouse.records import Event, admin_state
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_schema import LogDamagedError
 
 
 @pytest.fixture
@@ -158,6 +159,28 @@ def test_a_piece_that_could_not_be_written_ends_the_export_where_it_was(log, arc
     assert export_texts(archive, log, log.head(), 100) == 7
     seqs = pl.concat([archive.read(part) for part in archive.manifest().texts])["seq"]
     assert seqs.to_list() == list(range(2, 23, 2))
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+def test_what_came_before_damage_in_the_log_is_archived_once(log, archive, monkeypatch):
+    for number in range(11):
+        append(log, sample(task=number))
+    read = log.submissions_between
+
+    def damaged(after, through):
+        for chunk in read(after, through):
+            if chunk[0].seq == 13:
+                raise LogDamagedError("a page")
+            yield chunk
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "submissions_between", damaged)
+        for _ in range(3):
+            with pytest.raises(LogDamagedError):
+                export_submissions(archive, log, log.head())
+    assert archive.manifest().submissions_watermark == 12
+    assert len(list(archive.directory.rglob("submissions/*.parquet"))) == 2
+    assert export_submissions(archive, log, log.head()) == 5
 
 
 def test_an_unreadable_manifest_is_not_an_empty_archive(log, archive):

@@ -1,5 +1,6 @@
 """Verdicts of a generation: what has not changed is taken from the last one, and nothing else."""
 
+import errno
 import hashlib
 import logging
 
@@ -138,6 +139,8 @@ def test_whatever_came_before_a_generation_holds_its_own_rows(tmp_path_factory, 
         "DROP TABLE verdict_partitions",
         "DROP TABLE verdicts",
         "ALTER TABLE verdicts DROP COLUMN latency_ms",
+        "CREATE TABLE notes (text VARCHAR)",
+        "CREATE VIEW mine AS SELECT 1",
     ],
 )
 def test_what_is_not_what_was_written_is_not_built_upon(generations, harm):
@@ -157,6 +160,17 @@ def test_a_file_that_is_cut_off_is_not_built_upon(generations, caplog, left):
     with caplog.at_level(logging.WARNING):
         assert publish(generations, FIRST) == ["0", "1", "3"]
     assert "is not built upon" in caplog.text or left == 0
+
+
+def test_a_file_that_cannot_be_read_is_not_built_upon(generations, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "input/output error")
+
+    publish(generations, FIRST)
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.copyfile", fail)
+        assert publish(generations, FIRST) == ["0", "1", "3"]
+    assert publish(generations, FIRST) == []
 
 
 def test_a_damaged_file_is_not_built_upon(generations):
