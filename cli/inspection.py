@@ -30,11 +30,9 @@ from warehouse.generation import (
     GenerationError,
     Generations,
     archived_files,
-    archived_rows,
     open_generation,
-    tables_sha256,
-    whole_tables_sha256,
 )
+from warehouse.generation_file import archived_rows, tables_sha256, whole_tables_sha256
 from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteRow
 from warehouse.objects import ObjectStore
 from warehouse.records import (

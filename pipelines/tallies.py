@@ -1,10 +1,10 @@
 """What the archive's votes come to, partition by partition, and kept from run to run.
 
 A sample's key names its task, and a task lies in one partition. So verdicts and counts are made of
-one partition at a time, and what the last run made of a partition
-that has not changed since, at the same stakes, is taken as it is. A run costs what is new: of all
-others it reads a summary, and the verdicts of those that the window reaches. When stakes move, sums
-are made anew of who voted how, and no vote is read.
+one partition at a time, and what the last run made of a partition that has not changed since, at
+the same stakes, is taken as it is. A run costs what is new: of all others it reads a summary, and
+the verdicts of those that the window reaches. When stakes move, sums are made anew of who voted
+how, and no vote is read.
 
 What is kept lies in `LEOMA_HOME/warehouse/tallies` and may be removed at any time.
 """
@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -297,9 +298,9 @@ def as_arrow(verdicts: pl.DataFrame) -> pa.Table:
     return verdicts.to_arrow().select(VERDICTS.names).cast(VERDICTS.arrow_schema())
 
 
-def _age(name: str) -> int:
-    """Order partitions by the age of their tasks."""
-    return -1 if name == UNTASKED else int(name)
+def _age(name: str) -> float:
+    """Order partitions by how new their tasks are; legacy samples without one may come any time."""
+    return math.inf if name == UNTASKED else int(name)
 
 
 def _key(manifest: Manifest, name: str, *made_from: str) -> str:

@@ -22,7 +22,7 @@ import polars as pl
 
 from warehouse.files import locked, make_directory, write_durably
 from warehouse.frames import empty
-from warehouse.generation import ArchiveFiles
+from warehouse.generation_file import ArchiveFiles
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import ARCHIVED_VOTES
 

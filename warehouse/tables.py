@@ -272,7 +272,7 @@ GENERATION = Table(
         _int("total_samples", "current samples in log and archive"),
         _text("parameters", "the scoring parameters, as JSON"),
         _text("code_version", "version of this software"),
-        _text("tables_sha256", "digest over the rows of all other tables; see generation.py"),
+        _text("tables_sha256", "digest over the rows of all other tables; see generation_file.py"),
     ),
 )
 

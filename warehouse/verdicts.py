@@ -20,6 +20,7 @@ import pyarrow.csv
 from warehouse.tables import VERDICTS
 
 WHOLE = "whole"
+RECORDS = "verdict_partitions"
 # `rows_sum` is of DuckDB's hash of every row: another version's hash finds another sum, and all is
 # made anew.
 PARTITIONS_DDL = """

@@ -11,7 +11,6 @@ import pytest
 
 from tests.warehouse.builders import settings
 from warehouse.generation import (
-    ArchiveFiles,
     Generation,
     GenerationError,
     Generations,
@@ -19,6 +18,7 @@ from warehouse.generation import (
     archived_files,
     open_generation,
 )
+from warehouse.generation_file import ArchiveFiles
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION, Kind
 
 EMPTY = {table.name: table.arrow_schema().empty_table() for table in COMPUTED_TABLES}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.properties import tried
 from tests.warehouse.builders import settings
 from tests.warehouse.test_generation import EMPTY, info
-from warehouse.generation import GenerationError, Generations, open_generation, tables_sha256
+from warehouse.generation import GenerationError, Generations, open_generation
+from warehouse.generation_file import tables_sha256
 from warehouse.tables import COMPUTED_TABLES, VERDICTS
 from warehouse.verdicts import WholeTable, digest_of_tasks, task_digests
 
