@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TypedDict
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -21,6 +22,7 @@ from api.rates import Rates
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
 from api.settings import ApiSettings
 from api.snapshot import Snapshots
+from api.threads import ReadingThreads
 from warehouse.backends import open_log
 from warehouse.generation import Generations
 from warehouse.settings import WarehouseSettings
@@ -52,10 +54,15 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             rates = Rates(warehouse_settings.leoma_home.absolute() / "run" / "rates")
             snapshots.open()
             media.open()
+            threads = ReadingThreads(settings)
+            # Those that the framework sends its routes to: what is left of them asks the tables.
+            current_default_thread_limiter().total_tokens = settings.archive_read_threads
             prepare_routes(app)
             try:
-                yield {"service": Service(settings, log, log, snapshots, media, rates, metrics)}
+                parts = Service(settings, log, log, snapshots, media, rates, metrics, threads)
+                yield {"service": parts}
             finally:
+                threads.close()
                 rates.close()
                 media.close()
                 snapshots.close()

@@ -24,13 +24,14 @@ from api.auth import (
 from api.bodies import INT63_MAX, Body
 from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, TooManyRequestsError, invalid_fields
-from api.history import History
+from api.history import ArchiveNeededError, History
 from api.instants import now_ms
 from api.media import MediaLinks
 from api.metrics import Metrics
 from api.rates import Rates
 from api.settings import ApiSettings
 from api.snapshot import Snapshot, Snapshots
+from api.threads import ReadingThreads
 from warehouse.hotkeys import is_hotkey
 from warehouse.log import LogReader, LogUnavailableError, LogWriter
 from warehouse.records import SignedRequest
@@ -50,6 +51,22 @@ class Service:
     media: MediaLinks
     rates: Rates
     metrics: Metrics
+    threads: ReadingThreads
+
+    async def reading(self, ask: Callable[[History], T]) -> T:
+        """Return what `ask` makes of the samples, in a thread: rendering takes as long as reading.
+
+        Where the log alone does not do, it is asked again, with the archive, in another thread.
+        """
+        self.check_log()
+
+        def of(*, has_archive: bool) -> Callable[[], T]:
+            return lambda: ask(History(self.reader, self.snapshots, has_archive=has_archive))
+
+        try:
+            return await self.threads.of_log(of(has_archive=False))
+        except ArchiveNeededError:
+            return await self.threads.of_archive(of(has_archive=True))
 
     def check_log(self) -> None:
         """Raise `LogUnavailableError` where the log ends before what the generation counts.
@@ -103,13 +120,6 @@ async def reader(request: Request) -> LogReader:
     return parts.reader
 
 
-async def history(request: Request) -> History:
-    """Return the samples for reading, archived ones too."""
-    parts = service_of(request)
-    parts.check_log()
-    return History(parts.reader, parts.snapshots)
-
-
 async def snapshot(request: Request) -> Snapshot:
     """Return the current generation, once for the whole request."""
     return service_of(request).snapshots.current()
@@ -119,7 +129,6 @@ TheService = Annotated[Service, Depends(service)]
 
 
 Reader = Annotated[LogReader, Depends(reader)]
-Samples = Annotated[History, Depends(history)]
 Current = Annotated[Snapshot, Depends(snapshot)]
 
 

@@ -50,12 +50,20 @@ TASK_ROWS_MAX = 65_536
 logger = logging.getLogger(__name__)
 
 
-class History:
-    """Answers the questions about samples; every method raises `LogError` when it cannot."""
+class ArchiveNeededError(Exception):
+    """What is asked has left the log, or a part of it: the archive is to be asked as well."""
 
-    def __init__(self, log: LogReader, snapshots: Snapshots) -> None:
+
+class History:
+    """Answers the questions about samples; every method raises `LogError` when it cannot.
+
+    Without the archive it raises `ArchiveNeededError` where the log cannot have the whole answer.
+    """
+
+    def __init__(self, log: LogReader, snapshots: Snapshots, *, has_archive: bool) -> None:
         self._log = log
         self._snapshots = snapshots
+        self._has_archive = has_archive
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
         """Return current samples, newest first."""
@@ -137,6 +145,8 @@ class History:
 
     def _asked(self, sql: str, bindings: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Ask the archive of the current generation; `sql` names its parts."""
+        if not self._has_archive:
+            raise ArchiveNeededError
         snapshot = self._snapshots.current()
         sources = {
             "votes": archived_rows(ARCHIVED_VOTES, snapshot.archive.votes),

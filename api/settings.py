@@ -63,6 +63,19 @@ class ApiSettings(BaseSettings):
     rendered_bytes_max: int = Field(
         16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
     )
+    log_read_threads: int = Field(
+        2,
+        gt=0,
+        le=64,
+        description="Threads of a worker that read the log. Python runs one at a time: more of "
+        "them are slower together, and each keeps pages of the log in memory.",
+    )
+    archive_read_threads: int = Field(
+        2,
+        gt=0,
+        le=64,
+        description="Threads of a worker that read the tables and the archive, which takes longer.",
+    )
     rate_per_address: float = Field(
         100.0,
         ge=0,

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.concurrency import run_in_threadpool
 
 from api.bodies import INT63_MAX, SampleBatch, SampleSubmission, task_id_of
 from api.dependencies import (
@@ -15,7 +14,6 @@ from api.dependencies import (
     HotkeyQuery,
     MinerHotkey,
     RowLimit,
-    Samples,
     Service,
     TheService,
     ValidatorHotkey,
@@ -81,7 +79,9 @@ async def _append(
         ]
     used_by = (appended.method, appended.path, appended.sample_count)
     if used_by == (request.method, request.path, len(samples)):
-        stored = await run_in_threadpool(parts.reader.submission_samples, appended.submission_seq)
+        stored = await parts.threads.of_log(
+            lambda: parts.reader.submission_samples(appended.submission_seq)
+        )
         if len(stored) == len(samples):
             return _stored(stored)
     raise HTTPException(409, "this signature was already used for another request")
@@ -145,9 +145,9 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
 
 
 @router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
-def newest(history: Samples, limit: RowLimit = 200) -> Response:
+async def newest(parts: TheService, limit: RowLimit = 200) -> Response:
     """Return the newest samples of all, newest first."""
-    return _answers(history.newest_samples(limit))
+    return await parts.reading(lambda history: _answers(history.newest_samples(limit)))
 
 
 def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
@@ -168,8 +168,8 @@ def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
 
 
 @router.get("/task", response_model=list[SampleResponse], responses=documented(400, 503))
-def samples_of_task(
-    history: Samples,
+async def samples_of_task(
+    parts: TheService,
     validator_hotkey: HotkeyQuery,
     sample_id: Annotated[
         str | None, Query(max_length=255, description="Required without a task_id.")
@@ -179,7 +179,9 @@ def samples_of_task(
     """Return one validator's samples of one task, by miner."""
     hotkey = check_hotkey(validator_hotkey)
     task_key = _required_task_key(task_id, sample_id)
-    return _answers(history.samples_of_task(task_key, validator_hotkey=hotkey))
+    return await parts.reading(
+        lambda history: _answers(history.samples_of_task(task_key, validator_hotkey=hotkey))
+    )
 
 
 @router.get(
@@ -189,11 +191,13 @@ def samples_of_task(
     openapi_extra=signed(),
     dependencies=[Depends(validator)],
 )
-def samples_of_validator(
-    history: Samples, validator_hotkey: ValidatorHotkey, limit: RowLimit = 100
+async def samples_of_validator(
+    parts: TheService, validator_hotkey: ValidatorHotkey, limit: RowLimit = 100
 ) -> Response:
     """Return one validator's samples, newest first."""
-    return _answers(history.samples_of_validator(validator_hotkey, limit))
+    return await parts.reading(
+        lambda history: _answers(history.samples_of_validator(validator_hotkey, limit))
+    )
 
 
 @router.get(
@@ -203,8 +207,10 @@ def samples_of_validator(
     openapi_extra=signed(),
     dependencies=[Depends(validator)],
 )
-def samples_of_miner(
-    history: Samples, miner_hotkey: MinerHotkey, limit: RowLimit = 100
+async def samples_of_miner(
+    parts: TheService, miner_hotkey: MinerHotkey, limit: RowLimit = 100
 ) -> Response:
     """Return the samples about one miner, newest first."""
-    return _answers(history.samples_of_miner(miner_hotkey, limit))
+    return await parts.reading(
+        lambda history: _answers(history.samples_of_miner(miner_hotkey, limit))
+    )

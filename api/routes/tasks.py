@@ -16,13 +16,14 @@ from api.dependencies import (
     HotkeyQuery,
     MinerHotkey,
     Reader,
-    Samples,
+    Service,
     TaskId,
     TheService,
     admin_body,
     check_hotkey,
 )
 from api.errors import JsonResponse, documented
+from api.history import History
 from api.instants import iso8601
 from api.media import MediaLinks, first_frame_key, generated_video_key, original_clip_key
 from api.models import (
@@ -131,8 +132,12 @@ def tasks_of_miner(
 
 
 @router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(400, 404, 503))
-def task(task_id: TaskId, history: Samples, snapshot: Current, parts: TheService) -> Response:
+async def task(task_id: TaskId, snapshot: Current, parts: TheService) -> Response:
     """Return how a task came out for every miner that was judged on it."""
+    return await parts.reading(lambda history: _task(task_id, history, snapshot, parts))
+
+
+def _task(task_id: int, history: History, snapshot: Snapshot, parts: Service) -> Response:
     votes = history.votes_of_task(str(task_id))
     if not votes:
         raise HTTPException(404, "no samples of this task")
@@ -178,14 +183,18 @@ def _validator_result(sample: StoredSample, stake_rao: int) -> dict[str, Any]:
     response_model=TaskMinerDetailResponse,
     responses=documented(400, 404, 503),
 )
-def task_of_miner(
-    task_id: TaskId,
-    miner_hotkey: MinerHotkey,
-    history: Samples,
-    snapshot: Current,
-    parts: TheService,
+async def task_of_miner(
+    task_id: TaskId, miner_hotkey: MinerHotkey, snapshot: Current, parts: TheService
 ) -> Response:
     """Return how each validator judged one miner on a task."""
+    return await parts.reading(
+        lambda history: _task_of_miner(task_id, miner_hotkey, history, snapshot, parts)
+    )
+
+
+def _task_of_miner(
+    task_id: int, miner_hotkey: str, history: History, snapshot: Snapshot, parts: Service
+) -> Response:
     samples = history.samples_of_task(str(task_id), miner_hotkey=miner_hotkey)
     if not samples:
         raise HTTPException(404, "no samples of this task for this miner")

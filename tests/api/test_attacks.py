@@ -121,6 +121,7 @@ def service(module_home: WarehouseSettings, statements: list[str]) -> Iterator[S
         for port in ports.values():
             # Each worker opens its connections when it first needs them.
             assert send(port, vote()).status == 200
+            assert send(port, signed("big", "GET", "/samples/list")).status == 200
         yield Service(ports, log, statements)
     log.close()
 
