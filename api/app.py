@@ -11,13 +11,15 @@ from starlette.types import ASGIApp
 
 from api.clients import Clients
 from api.dependencies import Service
-from api.edge import AdminReads, BrowserHeaders, PrebuiltAnswers
+from api.direct import DirectRoutes
+from api.edge import AdminReads, BrowserHeaders
 from api.errors import install_error_handlers
-from api.limits import EXPOSED_HEADERS, AddressRates, Bounds, with_cors
+from api.limits import AddressRates, Bounds, with_cors
 from api.media import MediaLinks
 from api.metrics import Metrics
 from api.observed import Observed
 from api.openapi import DESCRIPTION, install_openapi
+from api.prebuilt import PrebuiltAnswers
 from api.rates import Rates
 from api.routes import blacklist, health, miners, samples, scores, tasks, weights
 from api.settings import ApiSettings
@@ -88,13 +90,12 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
 
 def create_app(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> ASGIApp:
     """Return the whole application. A request passes the layers from the last to the first."""
-    app: ASGIApp = create_api(settings, warehouse_settings)
+    app: ASGIApp = DirectRoutes(create_api(settings, warehouse_settings))
     app = with_cors(app, settings)
     # Before what answers a preflight: a signature may be on one, too.
     app = AdminReads(app, settings)
     clients = Clients(settings)
     app = Bounds(app, settings, clients)
-    cache_control = f"public, max-age={settings.cache_max_age_seconds}"
-    app = PrebuiltAnswers(app, cache_control, settings.cors_origins, EXPOSED_HEADERS)
-    app = AddressRates(app, settings, clients)
-    return Observed(BrowserHeaders(app))
+    rates = AddressRates(app, settings, clients)
+    app = Observed(BrowserHeaders(rates))
+    return PrebuiltAnswers(app, rates, settings)

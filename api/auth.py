@@ -7,7 +7,7 @@ A stranger costs no curve operation either. What a signature covers is
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request
 
@@ -81,6 +81,15 @@ def credentials(headers: Iterable[tuple[bytes, bytes]]) -> Credentials:
         raise UnauthorizedError("malformed", "X-Timestamp is not Unix seconds in decimal")
     scheme, nonce = _scheme(found)
     return Credentials(found[HOTKEY], signature, found[TIMESTAMP], scheme, nonce)
+
+
+def credentials_of(request: Request) -> Credentials:
+    """Return a request's credentials, read once for all layers; raise as `credentials` does."""
+    state: dict[str, Any] = request.scope["state"]
+    found: Credentials | None = state.get("credentials")
+    if found is None:
+        found = state["credentials"] = credentials(request.scope["headers"])
+    return found
 
 
 def _scheme(found: dict[bytes, str]) -> tuple[int, str | None]:
@@ -212,7 +221,7 @@ async def authenticated(
     `NotReadyError` or `LogError`.
     """
     check_declared_length(request, settings.max_body_size)
-    given = credentials(request.scope["headers"])
+    given = credentials_of(request)
     required = settings.require_signature_v2
     if given.scheme == 1 and (required == "all" or (required == "admin" and is_admin_route)):
         raise UnauthorizedError("version", "X-Signature-Version: 2 is required here")

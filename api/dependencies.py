@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from api.auth import (
     UnauthorizedError,
     authenticated,
-    credentials,
+    credentials_of,
     is_signed,
     may_be_good_later,
     method_of,
@@ -157,7 +157,7 @@ async def _use_up(request: Request, parts: Service, error: UnauthorizedError) ->
     """Use up the signature of a write that was refused for now, and would be good later."""
     if request.method not in {"POST", "DELETE"} or error.reason not in {"early", "blacklisted"}:
         return
-    given = credentials(request.scope["headers"])
+    given = credentials_of(request)
     if not may_be_good_later(error, given, parts.settings, parts.snapshots):
         return
     body = error.body

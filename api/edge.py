@@ -1,17 +1,23 @@
-"""What happens around FastAPI: prebuilt answers, admins' reads, and headers that browsers obey.
+"""Around the routes: headers that browsers obey, and what admins' reads must not become.
 
-All are ASGI applications around another one. Everything else about a request is decided inside.
+Both are ASGI applications around another one.
 """
 
 import re
-from typing import NamedTuple
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import UnauthorizedError, credentials, is_signed, method_of, path_of, read_body
-from api.caching import is_match
+from api.auth import (
+    SIGNATURE,
+    UnauthorizedError,
+    credentials_of,
+    is_signed,
+    method_of,
+    path_of,
+    read_body,
+)
 from api.dependencies import Service
 from api.errors import (
     BodyTooLargeError,
@@ -32,8 +38,10 @@ PAGE_POLICY = (
     b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https:; "
     b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+ON_ALL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+DATA_HEADERS = (*ON_ALL, (b"content-security-policy", DATA_POLICY))
+PAGE_HEADERS = (*ON_ALL, (b"content-security-policy", PAGE_POLICY))
 PAGES = frozenset({"/docs", "/redoc"})
-NO_BODY: Message = {"type": "http.response.body", "body": b""}
 
 
 class BrowserHeaders:
@@ -41,128 +49,20 @@ class BrowserHeaders:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        common = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-        self._data = [*common, (b"content-security-policy", DATA_POLICY)]
-        self._page = [*common, (b"content-security-policy", PAGE_POLICY)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        added = self._page if scope["path"] in PAGES else self._data
+        added = PAGE_HEADERS if scope["path"] in PAGES else DATA_HEADERS
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # A new list: that of a prebuilt answer is used again.
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         await self._app(scope, receive, send_guarded)
-
-
-class Prebuilt(NamedTuple):
-    """The ASGI messages of one answer."""
-
-    etag: bytes
-    start: Message
-    body: Message
-    not_modified: Message
-
-
-def prebuilt(etag: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> Prebuilt:
-    """Return the messages of a JSON answer that has `headers` and an ETag."""
-    common = [*headers, (b"etag", etag.encode())]
-    full = [
-        *common,
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    return Prebuilt(
-        etag.encode(),
-        {"type": "http.response.start", "status": 200, "headers": full},
-        {"type": "http.response.body", "body": body},
-        {"type": "http.response.start", "status": 304, "headers": common},
-    )
-
-
-class PrebuiltAnswers:
-    """Answers the materialised routes without parameters straight from the current snapshot.
-
-    FastAPI declares the same routes, for the documentation and for what this layer leaves to it: a
-    query string, authentication headers, or no snapshot yet. It also routes HEAD as GET; the
-    server leaves the body out.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        cache_control: str,
-        cors_origins: tuple[str, ...],
-        exposed_headers: tuple[str, ...],
-    ) -> None:
-        self._app = app
-        self._origins = frozenset(origin.encode() for origin in cors_origins)
-        self._exposed = (
-            b"access-control-expose-headers",
-            ", ".join(exposed_headers).encode(),
-        )
-        self._headers = [(b"cache-control", cache_control.encode())]
-        if cors_origins:
-            self._headers.append((b"vary", b"Origin"))
-        else:
-            # Said to everybody: an answer that a cache keeps must suit the next page as well.
-            self._headers += [(b"access-control-allow-origin", b"*"), self._exposed]
-        self._snapshot_id = ""
-        self._answers: dict[str, Prebuilt] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
-            return
-        answer = None if scope["query_string"] else self._answer(scope)
-        if answer is None:
-            await self._app(_as_get(scope), receive, send)
-            return
-        if_none_match, origin = b"", b""
-        for name, value in scope["headers"]:
-            if name == b"if-none-match":
-                if_none_match = if_none_match + b"," + value if if_none_match else value
-            elif name == b"origin":
-                origin = value
-            elif name == b"x-signature":
-                await self._app(_as_get(scope), receive, send)
-                return
-        is_known = bool(if_none_match) and is_match(answer.etag, if_none_match)
-        start = answer.not_modified if is_known else answer.start
-        if origin in self._origins:
-            allowed = [
-                (b"access-control-allow-origin", origin),
-                self._exposed,
-            ]
-            start = {**start, "headers": [*start["headers"], *allowed]}
-        await send(start)
-        await send(NO_BODY if is_known else answer.body)
-
-    def _answer(self, scope: Scope) -> Prebuilt | None:
-        service: Service = scope["state"]["service"]
-        snapshot = service.snapshots.latest
-        if snapshot is None:
-            return None
-        if snapshot.snapshot_id != self._snapshot_id:
-            self._answers = {
-                path: prebuilt(snapshot.etag, body, self._headers)
-                for path, body in snapshot.answers.items()
-            }
-            self._snapshot_id = snapshot.snapshot_id
-        return self._answers.get(scope["path"])
-
-
-def _as_get(scope: Scope) -> Scope:
-    if scope["method"] == "GET":
-        return scope
-    return {**scope, "method": "GET", "leoma.method": scope["method"]}
 
 
 # These use a signature up themselves, whatever their outcome is.
@@ -185,7 +85,7 @@ class AdminReads:
         """Serve one ASGI connection."""
         if (
             scope["type"] != "http"
-            or not any(name == b"x-signature" for name, _ in scope["headers"])
+            or not any(name == SIGNATURE for name, _ in scope["headers"])
             or ADMIN_WRITES.fullmatch(f"{scope['method']} {scope['path']}")
         ):
             await self._app(scope, receive, send)
@@ -217,7 +117,7 @@ class AdminReads:
     async def _remembered_body(self, request: Request, service: Service) -> bytes | None:
         """Return the body if it had to be read to know what was signed."""
         try:
-            given = credentials(request.scope["headers"])
+            given = credentials_of(request)
         except UnauthorizedError as error:
             # Which of two is meant nobody knows, and either may be good for a write.
             if error.reason == "doubled":

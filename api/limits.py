@@ -1,7 +1,7 @@
 """How much one client, and all of them together, may have of a worker: rates, time, memory.
 
-Two layers of ASGI: `AddressRates` before everything, and `Bounds` around what is not answered at
-once. What a connection may do before and after its requests is said in `cli.connections`.
+Two layers of ASGI: `AddressRates` before all that is dear, and `Bounds` around what is not answered
+at once. What a connection may do before and after its requests is said in `cli.connections`.
 """
 
 import asyncio
@@ -35,22 +35,28 @@ class AddressRates:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        wait_seconds = self.wait_seconds(scope) if scope["type"] == "http" else 0.0
+        if not wait_seconds:
+            await self._app(scope, receive, send)
+            return
+        service: Service = scope["state"]["service"]
+        service.metrics.rate_limited.labels("address").inc()
+        refusal = TooManyRequestsError(wait_seconds)
+        answer = limit_response(refusal, self._settings.retry_after_seconds)
+        await with_cors(answer, self._settings)(scope, receive, send)
+
+    def wait_seconds(self, scope: Scope) -> float:
+        """Count a request; return 0, or how long its sender must wait to put one."""
         settings = self._settings
-        client = None
-        if scope["type"] == "http" and settings.rate_per_address:
-            client = self._clients.client(scope.get("client"))
-        if client is not None:
-            service: Service = scope["state"]["service"]
-            wait_seconds = service.rates.wait_seconds(
-                client, settings.rate_per_address, settings.rate_per_address_burst
-            )
-            if wait_seconds:
-                service.metrics.rate_limited.labels("address").inc()
-                refusal = TooManyRequestsError(wait_seconds)
-                answer = limit_response(refusal, settings.retry_after_seconds)
-                await with_cors(answer, settings)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if not settings.rate_per_address:
+            return 0.0
+        client = self._clients.client(scope.get("client"))
+        if client is None:
+            return 0.0
+        service: Service = scope["state"]["service"]
+        return service.rates.wait_seconds(
+            client, settings.rate_per_address, settings.rate_per_address_burst
+        )
 
 
 class Held:

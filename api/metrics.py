@@ -47,6 +47,16 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
+        self._by_labels: dict[tuple[str, str, str], Histogram] = {}
+
+    def request(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Count a request. The labels are of a few values each: what they name is kept."""
+        labels = (route, method, status)
+        found = self._by_labels.get(labels)
+        if found is None:
+            found = self._by_labels[labels] = self.requests.labels(*labels)
+        found.observe(seconds)
+
     def commit(self, submissions: int, seconds: float) -> None:
         """Count a commit of the log."""
         self.commits.observe(seconds)

@@ -1,9 +1,10 @@
 """Every request, as operators see it: counted by route, and told in the log when it matters.
 
-The outermost layer, so that refusals of the others are seen, too. A line of the log has method,
-route, status, duration, hotkey and request id; never a body, a signature or a query. What anybody
-can provoke is counted and not told, but for what fails: a line of that costs its sender a request.
-A refusal names its id, so that whoever reports it and the line are brought together.
+Around the other layers, so that their refusals are seen, too; prebuilt answers are noted by their
+own. A line of the log has method, route, status, duration, hotkey and request id; never a body, a
+signature or a query. What anybody can provoke is counted and not told, but for what fails: a line
+of that costs its sender a request. A refusal names its id, so that whoever reports it and the line
+are brought together.
 """
 
 import logging
@@ -45,24 +46,28 @@ class Observed:
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            seconds = time.perf_counter() - begun
-            service: Service = scope["state"]["service"]
-            route, method = _route(scope, service), scope["method"]
-            # Anybody may make a method up; a label is kept for ever.
-            label = method if method in READS or method in {"POST", "DELETE"} else OTHER
-            service.metrics.requests.labels(route, label, str(status)).observe(seconds)
-            level = _level(scope, route, status)
-            if logger.isEnabledFor(level):
-                facts = {
-                    "request_id": request_id(scope),
-                    "method": method,
-                    "route": route,
-                    "status": status,
-                    "duration_ms": round(seconds * 1000, 1),
-                    # Only who was let in: a name that anybody may give tells nothing.
-                    "hotkey": scope["state"].get("hotkey"),
-                }
-                logger.log(level, "request", extra=facts)
+            note(scope, _route(scope), status, time.perf_counter() - begun)
+
+
+def note(scope: Scope, route: str, status: int, seconds: float) -> None:
+    """Count a request that was answered, and tell of it if it matters."""
+    service: Service = scope["state"]["service"]
+    method: str = scope["method"]
+    # Anybody may make a method up; a label is kept for ever.
+    label = method if method in READS or method in {"POST", "DELETE"} else OTHER
+    service.metrics.request(route, label, str(status), seconds)
+    level = _level(scope, route, status)
+    if logger.isEnabledFor(level):
+        facts = {
+            "request_id": request_id(scope),
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            # Only who was let in: a name that anybody may give tells nothing.
+            "hotkey": scope["state"].get("hotkey"),
+        }
+        logger.log(level, "request", extra=facts)
 
 
 def _level(scope: Scope, route: str, status: int) -> int:
@@ -73,11 +78,12 @@ def _level(scope: Scope, route: str, status: int) -> int:
     return logging.INFO if is_admins else logging.DEBUG
 
 
-def _route(scope: Scope, service: Service) -> str:
+def _route(scope: Scope) -> str:
     """Return the route's template: with the path itself there would be a label a hotkey."""
     route = scope.get("route")
     if route is not None:
         return str(route.path)
+    service: Service = scope["state"]["service"]
     latest = service.snapshots.latest
     path: str = scope["path"]
     return path if latest is not None and path in latest.answers else OTHER

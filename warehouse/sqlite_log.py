@@ -89,6 +89,9 @@ class SqliteLog(SqliteReader):
         self._queue: deque[_Pending] = deque()
         self._queued_bytes = 0
         self._is_closing = False
+        # Of the writer thread, like `_compressor`.
+        self._hotkey_ids: dict[str, int] = {}
+        self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._writer: Thread | None = None
 
     def append_samples(
@@ -168,18 +171,18 @@ class SqliteLog(SqliteReader):
         while (group := self._next_group()) is not None:
             try:
                 for pending in group:
-                    pending.packed_body = zstandard.compress(pending.body, ZSTD_LEVEL)
+                    pending.packed_body = self._compressor.compress(pending.body)
                 with translated_errors():
                     if connection is None or is_closed(connection):
                         file = _identity(self.path)
-                        connection = _open_for_writing(self.path)
+                        connection = self._opened()
                     _refuse_another(self.path, file)
                 try:
                     self._commit_all(connection, group)
                 except apsw.ReadOnlyError:
                     # It can be written again, but not through what was opened meanwhile.
                     close_all()
-                    connection = _open_for_writing(self.path)
+                    connection = self._opened()
                     self._commit_all(connection, group)
                 self._problem, self._is_to_be_tried = None, False
             except Exception as error:  # noqa: BLE001  (whatever it was, the callers must hear it)
@@ -197,6 +200,11 @@ class SqliteLog(SqliteReader):
                     connection = None
         if connection is not None:
             connection.close()
+
+    def _opened(self) -> apsw.Connection:
+        # It may be another file than before.
+        self._hotkey_ids.clear()
+        return _open_for_writing(self.path)
 
     def _commit_all(self, connection: apsw.Connection, group: list[_Pending]) -> None:
         """Commit a group and tell everybody in it; what cannot be applied fails alone.
@@ -255,7 +263,7 @@ class SqliteLog(SqliteReader):
     def _commit(self, connection: apsw.Connection, group: list[_Pending]) -> None:
         """Apply a group in one transaction; when this returns, all of it is durable."""
         with self._transaction(connection):
-            transaction = Transaction(connection)
+            transaction = Transaction(connection, self._hotkey_ids)
             for pending in group:
                 try:
                     pending.outcome = pending.apply(transaction, pending.packed_body)
@@ -284,6 +292,8 @@ class SqliteLog(SqliteReader):
                 yield
                 connection.execute("COMMIT")
             except BaseException:
+                # Some may have been of this transaction.
+                self._hotkey_ids.clear()
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise

@@ -29,14 +29,18 @@ from warehouse.records import (
 from warehouse.sqlite_reads import EVENTS, HEAD
 from warehouse.sqlite_schema import LogDamagedError
 
+# Samples may be about any hotkey that somebody makes up.
+HOTKEYS_KEPT_MAX = 16_384
 # A signature lives twice SIGNATURE_EXPIRY_SECONDS; a day leaves room for any clock set back.
 SPENT_SIGNATURES_KEPT_MS = 86_400_000
 
+# The submission that used it; seq 0, which no record has, for one that nothing may use.
 FIND_SIGNATURE = """
-    SELECT seq, sample_count, received_at_ms, method, path FROM submissions WHERE signature = ?
+    SELECT seq, sample_count, received_at_ms, method, path FROM submissions WHERE signature = ?1
+    UNION ALL SELECT 0, 0, 0, '', '' FROM spent_signatures WHERE signature = ?1
+    LIMIT 1
 """
 LATEST_TASK = "SELECT subject FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
-FIND_SPENT = "SELECT 1 FROM spent_signatures WHERE signature = ?"
 SPEND = "INSERT INTO spent_signatures VALUES (?, ?) ON CONFLICT DO NOTHING"
 FORGET_SPENT = "DELETE FROM spent_signatures WHERE spent_at_ms < ?"
 INSERT_SUBMISSION = "INSERT INTO submissions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -54,10 +58,17 @@ QUEUE_RESULT = """
 
 
 class Transaction:
-    """The writes of one group: hands out seqs, and knows which signatures were used."""
+    """The writes of one group: hands out seqs, and knows which signatures were used.
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    Every statement makes the thread wait for the interpreter, so what cannot have changed is not
+    asked again: the latest task within one transaction, and the ids of hotkeys in all of them.
+    `hotkey_ids` is kept between the transactions of a connection and emptied when one fails.
+    """
+
+    def __init__(self, connection: apsw.Connection, hotkey_ids: dict[str, int]) -> None:
         self.connection = connection
+        self._hotkey_ids = hotkey_ids
+        self._latest: tuple[int | None] | None = None
         self.seq = self._ask(HEAD, ())[0][0]
         if type(self.seq) is not int:
             raise LogDamagedError("its end is missing")
@@ -71,7 +82,8 @@ class Transaction:
         evaluation: Evaluation | None,
     ) -> Appended:
         """Store a submission of samples, or describe the one that used its signature."""
-        if earlier := self._earlier(request.signature):
+        earlier, is_used = self._use_of(request.signature)
+        if earlier is not None:
             return earlier
         latest = self._latest_task_id()
         highest = max((s.task_id for s in samples if s.task_id is not None), default=None)
@@ -80,7 +92,7 @@ class Transaction:
             raise TaskNotAnnouncedError(
                 f"task_id {highest} is above the latest announced task {latest}"
             )
-        if self._is_spent(request.signature):
+        if is_used:
             raise SignatureUsedError("the signature was already used for another request")
         appended = self._submission(request, packed_body, len(samples), evaluation)
         first_seq = self.seq + 1
@@ -129,7 +141,8 @@ class Transaction:
         """Store an admin's act. A refused one uses up its signature: what is refused now must not
         be replayed when it would be accepted.
         """
-        if self._earlier(request.signature) or self._is_spent(request.signature):
+        _, is_used = self._use_of(request.signature)
+        if is_used:
             raise SignatureUsedError("the signature was already used")
         try:
             self._check_event(kind, subject)
@@ -137,6 +150,7 @@ class Transaction:
             self.spend(request.signature)
             raise
         appended = self._submission(request, packed_body, 0, None)
+        self._latest = None
         self.seq += 1
         self.connection.execute(
             INSERT_EVENT, (self.seq, self.now_ms, kind, subject, detail, request.hotkey)
@@ -149,8 +163,10 @@ class Transaction:
         self.connection.execute(SPEND, (signature, max(self.now_ms, good_at_ms)))
 
     def _latest_task_id(self) -> int | None:
-        rows = self._ask(LATEST_TASK, (TASK_ANNOUNCED,))
-        return int(rows[0][0]) if rows else None
+        if self._latest is None:
+            rows = self._ask(LATEST_TASK, (TASK_ANNOUNCED,))
+            self._latest = (int(rows[0][0]) if rows else None,)
+        return self._latest[0]
 
     def _check_event(self, kind: str, subject: str) -> None:
         state = admin_state([Event._make(row) for row in self._ask(EVENTS, (0, self.seq))])
@@ -181,16 +197,21 @@ class Transaction:
             self.seq, sample_count, self.now_ms, request.method, request.path, is_replay=False
         )
 
-    def _earlier(self, signature: bytes) -> Appended | None:
+    def _use_of(self, signature: bytes) -> tuple[Appended | None, bool]:
+        """Return the submission that used a signature, and whether anything has used it up."""
         rows = self._ask(FIND_SIGNATURE, (signature,))
-        return Appended._make((*rows[0], True)) if rows else None
-
-    def _is_spent(self, signature: bytes) -> bool:
-        return bool(self._ask(FIND_SPENT, (signature,)))
+        if not rows:
+            return None, False
+        return (Appended._make((*rows[0], True)) if rows[0][0] else None), True
 
     def _hotkey_id(self, hotkey: str) -> int:
-        rows = self._ask(FIND_HOTKEY, (hotkey,)) or self._ask(INSERT_HOTKEY, (hotkey,))
-        return int(rows[0][0])
+        found = self._hotkey_ids.get(hotkey)
+        if found is None:
+            rows = self._ask(FIND_HOTKEY, (hotkey,)) or self._ask(INSERT_HOTKEY, (hotkey,))
+            if len(self._hotkey_ids) >= HOTKEYS_KEPT_MAX:
+                self._hotkey_ids.clear()
+            found = self._hotkey_ids[hotkey] = int(rows[0][0])
+        return found
 
     def _ask(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return self.connection.execute(sql, bindings).fetchall()
