@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from api.snapshot import Snapshots
-from warehouse.generation_file import archived_rows
+from warehouse.archive_views import archived_rows
 from warehouse.log import LogReader, LogUnavailableError, VoteRow
 from warehouse.records import StoredSample
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES

@@ -21,7 +21,9 @@ from pipelines.chain_snapshots import NAME as SNAPSHOT_NAME
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.metagraph import MetagraphError
 from pipelines.recompute import current_samples, recompute_from
+from warehouse import arrow
 from warehouse.archive import Archive, ArchiveError, Manifest
+from warehouse.archive_views import archived_rows
 from warehouse.bucket import Pointer, read_pointer
 from warehouse.evidence import EvidenceError
 from warehouse.export import EVENT_SCHEMA, VERSION_KEY, submission_rows, text_rows, vote_rows
@@ -32,7 +34,7 @@ from warehouse.generation import (
     archived_files,
     open_generation,
 )
-from warehouse.generation_file import archived_rows, tables_sha256, whole_tables_sha256
+from warehouse.generation_file import tables_sha256, whole_tables_sha256
 from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteRow
 from warehouse.objects import ObjectStore
 from warehouse.records import (
@@ -412,7 +414,7 @@ def kept_generations(generations: Generations, on_progress: OnProgress) -> Itera
 def _is_as_published(generation: Generation) -> bool:
     with open_generation(generation) as connection:
         tables = [
-            (table, connection.table(table.name).to_arrow_table().cast(table.arrow_schema()))
+            (table, connection.table(table.name).to_arrow_table().cast(arrow.schema(table)))
             for table in COMPUTED_TABLES
         ]
         said_of_itself = connection.table(GENERATION.name).pl()["tables_sha256"][0]

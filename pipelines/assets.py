@@ -30,6 +30,7 @@ from pipelines.tallies import Tallies, Verdicts
 from warehouse import export, tables
 from warehouse.archive import Manifest
 from warehouse.frames import empty
+from warehouse.publication import publish
 from warehouse.records import AdminState
 from warehouse.tables import Table
 
@@ -284,7 +285,8 @@ def generation(
         "watermark": manifest.watermark,
         "metagraph_synced_at_ms": metagraph.synced_at_ms,
     }
-    published = stores.generations.publish(
+    published = publish(
+        stores.generations,
         {name: frame.to_arrow() for name, frame in frames.items()},
         {
             "valid_until_ms": metagraph.synced_at_ms + settings.weights_valid_seconds * SECOND_MS,

@@ -17,6 +17,7 @@ from pipelines import votes as voting
 from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import conform
 from pipelines.settings import Parameters
+from warehouse import arrow
 from warehouse.export import newest_versions, vote_rows
 from warehouse.generation import Generation, GenerationError, open_generation
 from warehouse.generation_file import tables_sha256, whole_tables_sha256
@@ -170,4 +171,4 @@ def _published(generation: Generation) -> tuple[dict[str, pl.DataFrame], dict[st
 
 
 def _arrow(frame: pl.DataFrame, table: Any) -> Any:
-    return frame.to_arrow().select(table.names).cast(table.arrow_schema())
+    return frame.to_arrow().select(table.names).cast(arrow.schema(table))

@@ -24,8 +24,8 @@ import pyarrow as pa
 
 from pipelines import frames, scoring
 from pipelines import votes as voting
+from warehouse import arrow, tables
 from warehouse import frames as warehouse_frames
-from warehouse import tables
 from warehouse import verdicts as generation_verdicts
 from warehouse.archive import UNTASKED, Archive, Manifest, Part
 from warehouse.files import make_directory, temporary_beside
@@ -295,7 +295,7 @@ class TallyKeeper:
 
 def as_arrow(verdicts: pl.DataFrame) -> pa.Table:
     """Return verdicts as a generation takes them."""
-    return verdicts.to_arrow().select(VERDICTS.names).cast(VERDICTS.arrow_schema())
+    return verdicts.to_arrow().select(VERDICTS.names).cast(arrow.schema(VERDICTS))
 
 
 def _age(name: str) -> float:

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 from substrateinterface import Keypair
 
+from warehouse import arrow
 from warehouse.generation import Generation, Generations
 from warehouse.hotkeys import signed_message
+from warehouse.publication import publish as publish_tables
 from warehouse.records import Sample, SignedRequest
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import COMPUTED_TABLES
@@ -193,7 +195,7 @@ def generation_tables(**rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Table
     return {
         table.name: pa.Table.from_pylist(
             [{**ROWS[table.name], **row} for row in rows.get(table.name, ())],
-            schema=table.arrow_schema(),
+            schema=arrow.schema(table),
         )
         for table in COMPUTED_TABLES
     }
@@ -229,4 +231,4 @@ def publish(
 ) -> Generation:
     """Publish a generation made of these rows, and make it the current one."""
     tables = generation_tables(**rows)
-    return Generations(settings).publish(tables, generation_info(**(info or {})))
+    return publish_tables(Generations(settings), tables, generation_info(**(info or {})))

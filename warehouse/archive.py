@@ -20,9 +20,9 @@ from uuid import uuid4
 
 import polars as pl
 
+from warehouse.archive_views import ArchiveFiles
 from warehouse.files import locked, make_directory, write_durably
 from warehouse.frames import empty
-from warehouse.generation_file import ArchiveFiles
 from warehouse.settings import WarehouseSettings
 from warehouse.tables import ARCHIVED_VOTES
 

@@ -1,19 +1,15 @@
 """Generations: immutable DuckDB files with all tables of one run, and the pointer to the newest.
 
-A generation is built under a temporary name, made durable, and given a name that was never used
-before; only then the pointer is replaced. A reader sees all tables of one run or all of another,
-and an analyst who keeps an old one open is never disturbed. A crash before the pointer's rename
-leaves the old generation in force, and a file that `retain` removes later.
+A reader sees all tables of one run or all of another, and an analyst who keeps an old one open is
+never disturbed. How one is built and becomes the current one is `warehouse.publication`'s.
 
 Why names are never reused: DuckDB caches an open database by its path, so a file that is renamed
 over an open one silently serves old data.
 """
 
 import json
-import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,33 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
+from warehouse.archive_views import ArchiveFiles
 from warehouse.clock import is_ahead
 from warehouse.files import (
     locked,
     make_directory,
     remove_leftovers,
-    replace_durably,
     temporary_beside,
     write_durably,
 )
-from warehouse.generation_file import ArchiveFiles, tables_sha256, write
 from warehouse.settings import WarehouseSettings
-from warehouse.tables import COMPUTED_TABLES, GENERATION, VERDICTS, Table
-from warehouse.verdicts import (
-    VerdictsDifferError,
-    VerdictSource,
-    WholeTable,
-    is_worth_building_upon,
-)
 
 SUFFIX = ".duckdb"
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{8}")
 READER_MEMORY = "128MB"
 HOUR_MS = 3_600_000
-
-logger = logging.getLogger(__name__)
 
 
 class GenerationError(Exception):
@@ -87,7 +72,7 @@ class Generations:
         Raises `GenerationError` when the pointer is there but cannot be read.
         """
         pointed = self._pointed()
-        return self._generation(pointed["snapshot_id"]) if pointed else None
+        return self.named(pointed["snapshot_id"]) if pointed else None
 
     def _pointed(self) -> dict[str, Any] | None:
         try:
@@ -118,7 +103,7 @@ class Generations:
         if current is None:
             return []
         # One that is newer than the pointer was built by a run that died: nobody was told of it.
-        return [one for one in self._built() if one.snapshot_id <= current.snapshot_id]
+        return [one for one in self.built() if one.snapshot_id <= current.snapshot_id]
 
     def find(self, snapshot_id: str) -> Generation | None:
         """Return a kept generation by its name."""
@@ -130,66 +115,6 @@ class Generations:
             (generation for generation in self.kept() if generation.computed_at_ms <= instant_ms),
             None,
         )
-
-    def publish(
-        self,
-        tables: Mapping[str, pa.Table],
-        info: Mapping[str, object],
-        archive: ArchiveFiles | None = None,
-        before_current: Callable[[Generation], None] | None = None,
-        verdicts: VerdictSource | None = None,
-    ) -> Generation:
-        """Build a generation from all computed tables and make it the current one.
-
-        `verdicts` stands for the table of that name where only a part of it is new: what is not is
-        taken from the current generation.
-
-        `info` has the columns of `tables.GENERATION` but snapshot_id, computed_at_ms and
-        tables_sha256, which are made here. `before_current` is called with the whole generation
-        just before it becomes current; what it raises keeps that from happening. On return every
-        reader that looks finds the new generation, also after a power cut. Raises `StaleRunError`
-        when the current generation counts more of the log or was made from a later metagraph,
-        `GenerationError` when tables are missing or do not fit.
-        """
-        verdicts = verdicts or WholeTable(_fitting(tables, VERDICTS))
-        others = [
-            (table, _fitting(tables, table)) for table in COMPUTED_TABLES if table != VERDICTS
-        ]
-        digest = tables_sha256(others, verdicts.task_digests())
-        make_directory(self.directory)
-        lock = self.settings.warehouse_path / "publish.lock"
-        with locked(lock, self.settings.publish_lock_seconds_max):
-            made_from = {
-                "watermark": int(str(info["watermark"])),
-                "metagraph_synced_at_ms": int(str(info["metagraph_synced_at_ms"])),
-            }
-            newest = self._refuse_stale(made_from)
-            # Without a pointer nobody can tell which were published: then none is removed.
-            for orphan in set(self._built()) - set(self.kept()) if newest else ():
-                self._remove(orphan)
-            made_at_ms = max(time.time_ns() // 1_000_000, newest + 1)
-            instant = datetime.fromtimestamp(made_at_ms // 1000, UTC)
-            generation = self._generation(
-                f"{instant:%Y%m%dT%H%M%S}{made_at_ms % 1000:03d}Z-{digest[:8]}"
-            )
-            row = {
-                **info,
-                "snapshot_id": generation.snapshot_id,
-                "computed_at_ms": made_at_ms,
-                "tables_sha256": digest,
-            }
-            info_table = pa.Table.from_pylist([row], schema=GENERATION.arrow_schema())
-            archive = archive or ArchiveFiles()
-            self._build(generation.path, [*others, (GENERATION, info_table)], verdicts, archive)
-            self.name_archive_files(generation, archive)
-            try:
-                if before_current is not None:
-                    before_current(generation)
-            except BaseException:
-                self._remove(generation)
-                raise
-            self._point_to(generation, made_from)
-        return generation
 
     def adopt(
         self, snapshot_id: str, made_from: Mapping[str, int], bring: Callable[[Generation], None]
@@ -208,12 +133,12 @@ class Generations:
             if pointed and pointed["snapshot_id"] >= snapshot_id:
                 return False
             try:
-                self._refuse_stale(made_from)
+                self.refuse_stale(made_from)
             except StaleRunError:
                 return False
-            generation = self._generation(snapshot_id)
+            generation = self.named(snapshot_id)
             bring(generation)
-            self._point_to(generation, made_from)
+            self.point_to(generation, made_from)
         return True
 
     def archive_files(self, generation: Generation) -> set[Path]:
@@ -253,21 +178,20 @@ class Generations:
             if generation.snapshot_id in keep:
                 named |= self.archive_files(generation)
             else:
-                self._remove(generation)
+                self.remove(generation)
         remove_leftovers(self.directory)
         return sum(generation.snapshot_id not in keep for generation in kept), named
 
-    def _built(self) -> list[Generation]:
+    def built(self) -> list[Generation]:
         """Return all whole files, newest first."""
         names = (path.name.removesuffix(SUFFIX) for path in self.directory.glob(f"*{SUFFIX}"))
-        return [
-            self._generation(name) for name in sorted(names, reverse=True) if NAME.fullmatch(name)
-        ]
+        return [self.named(name) for name in sorted(names, reverse=True) if NAME.fullmatch(name)]
 
-    def _generation(self, snapshot_id: str) -> Generation:
+    def named(self, snapshot_id: str) -> Generation:
+        """Return the generation of a name, there or not."""
         return Generation(snapshot_id, self.directory / f"{snapshot_id}{SUFFIX}")
 
-    def _refuse_stale(self, made_from: Mapping[str, int]) -> int:
+    def refuse_stale(self, made_from: Mapping[str, int]) -> int:
         """Return when the current generation was computed, 0 without one."""
         pointed = self._pointed()
         if pointed is None:
@@ -280,47 +204,10 @@ class Generations:
                     f"generation {pointed['snapshot_id']} was made from {name} {was}, "
                     f"this run from {value}: it is older, and publishes nothing"
                 )
-        return self._generation(pointed["snapshot_id"]).computed_at_ms
+        return self.named(pointed["snapshot_id"]).computed_at_ms
 
-    def _build(
-        self,
-        path: Path,
-        tables: Sequence[tuple[Table, pa.Table]],
-        verdicts: VerdictSource,
-        archive: ArchiveFiles,
-    ) -> None:
-        """Write a generation's file, beginning with a copy of the current one's if that does."""
-        bases = [self._base(verdicts), None]
-        for base in bases if bases[0] else bases[1:]:
-            # A name of its own: what is left of a file that failed is no part of the next one.
-            temporary = temporary_beside(path)
-            try:
-                if base is not None and not _copied(base, temporary):
-                    continue
-                write(temporary, tables, verdicts, archive)
-                replace_durably(temporary, path)
-                break
-            except (duckdb.Error, VerdictsDifferError) as error:
-                if base is None:
-                    raise GenerationError(f"{path.name} cannot be written: {error}") from error
-                logger.warning("%s is not built upon: %s", base, error)
-            finally:
-                temporary.unlink(missing_ok=True)
-                temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
-
-    def _base(self, verdicts: VerdictSource) -> Path | None:
-        """Return the current generation's file if most verdicts are there already."""
-        current = self.current()
-        if current is None:
-            return None
-        try:
-            with open_generation(current) as connection:
-                return current.path if is_worth_building_upon(connection, verdicts) else None
-        except (GenerationError, duckdb.Error) as error:
-            logger.warning("%s is not built upon: %s", current.path, error)
-            return None
-
-    def _point_to(self, generation: Generation, made_from: Mapping[str, int]) -> None:
+    def point_to(self, generation: Generation, made_from: Mapping[str, int]) -> None:
+        """Make a generation the current one. The caller holds the lock of publications."""
         pointed = {"snapshot_id": generation.snapshot_id, **made_from}
         # From this rename on the new generation is the current one, whatever crashes.
         write_durably(self.pointer, json.dumps(pointed).encode())
@@ -329,7 +216,8 @@ class Generations:
         temporary.replace(self.stable_name)
 
     @staticmethod
-    def _remove(generation: Generation) -> None:
+    def remove(generation: Generation) -> None:
+        """Remove a generation and the list of its archive files."""
         generation.path.unlink(missing_ok=True)
         generation.path.with_suffix(".json").unlink(missing_ok=True)
 
@@ -389,22 +277,3 @@ def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
         )
     except duckdb.Error as error:
         raise GenerationError(f"{generation.path} cannot be opened: {error}") from error
-
-
-def _copied(base: Path, temporary: Path) -> bool:
-    """Copy a file; tell whether that could be done. What cannot be read must not stop a run."""
-    try:
-        shutil.copyfile(base, temporary)
-    except OSError as error:
-        logger.warning("%s is not built upon: %s", base, error)
-        return False
-    return True
-
-
-def _fitting(tables: Mapping[str, pa.Table], declared: Table) -> pa.Table:
-    if declared.name not in tables:
-        raise GenerationError(f"the table {declared.name} is missing")
-    try:
-        return tables[declared.name].select(declared.names).cast(declared.arrow_schema())
-    except (KeyError, pa.ArrowInvalid, ValueError) as error:
-        raise GenerationError(f"{declared.name} does not fit its declaration: {error}") from error

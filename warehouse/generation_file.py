@@ -6,13 +6,13 @@ Which file is the current one, and how it becomes that, is `warehouse.generation
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
+from warehouse.archive_views import ArchiveFiles, archive_views
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, VERDICTS, Table
 from warehouse.verdicts import (
     RECORDS,
@@ -27,14 +27,6 @@ NAMES = """
     SELECT table_name FROM duckdb_tables()
     UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal
 """
-
-
-@dataclass(frozen=True)
-class ArchiveFiles:
-    """The archive's files as of one generation: what its `samples` view reads."""
-
-    votes: Sequence[Path] = field(default_factory=tuple)
-    texts: Sequence[Path] = field(default_factory=tuple)
 
 
 def write(
@@ -102,31 +94,3 @@ def _csv(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(rows, buffer)
     return buffer.getvalue()
-
-
-def archive_views(archive: ArchiveFiles) -> list[str]:
-    """Return the statements that make the archive readable: both its parts, and `samples`.
-
-    The paths are absolute, so the views work from any working directory.
-    """
-    return [
-        _view(ARCHIVED_VOTES, archive.votes),
-        _view(ARCHIVED_TEXTS, archive.texts),
-        "CREATE VIEW samples AS SELECT * FROM archived_votes LEFT JOIN archived_texts USING (seq)",
-    ]
-
-
-def _view(declared: Table, files: Sequence[Path]) -> str:
-    return f"CREATE VIEW {declared.name} AS {archived_rows(declared, files)}"
-
-
-def archived_rows(declared: Table, files: Sequence[Path]) -> str:
-    """Return the query for all rows of one part of the archive."""
-    if not files:
-        columns = ", ".join(f'NULL::{c.kind.value} AS "{c.name}"' for c in declared.columns)
-        return f"SELECT {columns} WHERE false"
-    return f"FROM read_parquet({_sql_list(files)})"
-
-
-def _sql_list(paths: Sequence[Path]) -> str:
-    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-import pyarrow as pa
-
 
 class Kind(StrEnum):
     """The types of columns, by their DuckDB names."""
@@ -18,14 +16,6 @@ class Kind(StrEnum):
     FLOAT = "DOUBLE"
     BOOL = "BOOLEAN"
     TEXT = "VARCHAR"
-
-
-ARROW_TYPES = {
-    Kind.INT: pa.int64(),
-    Kind.FLOAT: pa.float64(),
-    Kind.BOOL: pa.bool_(),
-    Kind.TEXT: pa.string(),
-}
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,6 @@ class Table:
     def names(self) -> list[str]:
         """Column names in order."""
         return [column.name for column in self.columns]
-
-    def arrow_schema(self) -> pa.Schema:
-        """The table as an Arrow schema."""
-        return pa.schema(
-            [
-                pa.field(column.name, ARROW_TYPES[column.kind], nullable=column.is_nullable)
-                for column in self.columns
-            ]
-        )
 
     def duckdb_ddl(self) -> str:
         """The CREATE TABLE statement for DuckDB."""

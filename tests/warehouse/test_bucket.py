@@ -16,6 +16,7 @@ from warehouse.bucket import POINTER, Pointer, follow, read_pointer
 from warehouse.export import export_submissions, export_texts, export_votes
 from warehouse.generation import GenerationError, Generations, StaleRunError, open_generation
 from warehouse.objects import ObjectMissingError, ObjectStorageError, ObjectStore
+from warehouse.publication import publish
 from warehouse.publishing import Removed, WarehouseBucket, open_bucket
 from warehouse.sqlite_log import SqliteLog
 
@@ -55,7 +56,8 @@ class Publisher:
                     chain=CHAIN,
                 )
 
-            return self.generations.publish(
+            return publish(
+                self.generations,
                 EMPTY,
                 info(**made_from, netuid=netuid),
                 self.archive.files(manifest),

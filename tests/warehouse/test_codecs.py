@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.builders import hotkey, keypair, sample, signed_request
 from tests.properties import JSON_VALUES, changed, tried
+from warehouse import arrow
 from warehouse.archive import Archive, ArchiveError, Manifest, Part
 from warehouse.bucket import Pointer, StoredFile
 from warehouse.evaluation import evaluation, evaluation_entries, evaluation_payload
@@ -25,6 +26,7 @@ from warehouse.hotkeys import (
     signed_message,
     verify,
 )
+from warehouse.publication import publish
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_log import SqliteLog
 from warehouse.tables import COMPUTED_TABLES, GENERATION, Kind
@@ -308,11 +310,11 @@ def test_what_a_generation_is_given_it_gives_back(tmp_path_factory, rows, text, 
 
     generations = Generations(WarehouseSettings(leoma_home=tmp_path_factory.mktemp("home")))
     tables = {
-        table.name: pa.Table.from_pylist(rows[table.name], schema=table.arrow_schema())
+        table.name: pa.Table.from_pylist(rows[table.name], schema=arrow.schema(table))
         for table in COMPUTED_TABLES
     }
     info = generation_info(parameters=text, watermark=number)
-    with open_generation(generations.publish(tables, info)) as connection:
+    with open_generation(publish(generations, tables, info)) as connection:
         for table in COMPUTED_TABLES:
             found = connection.execute(f'FROM "{table.name}"').fetchall()
             given_rows = [tuple(row[name] for name in table.names) for row in rows[table.name]]

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.warehouse.builders import settings
+from warehouse import arrow
+from warehouse.archive_views import ArchiveFiles
 from warehouse.generation import (
     Generation,
     GenerationError,
@@ -18,10 +20,10 @@ from warehouse.generation import (
     archived_files,
     open_generation,
 )
-from warehouse.generation_file import ArchiveFiles
+from warehouse.publication import publish
 from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES, COMPUTED_TABLES, GENERATION, Kind
 
-EMPTY = {table.name: table.arrow_schema().empty_table() for table in COMPUTED_TABLES}
+EMPTY = {table.name: arrow.schema(table).empty_table() for table in COMPUTED_TABLES}
 
 
 BESIDE = {"samples", "archived_votes", "archived_texts", "generation", "verdict_partitions"}
@@ -47,7 +49,7 @@ def info(**values):
 def blacklist(*hotkeys):
     rows = [{"hotkey": name, "added_by": "admin", "created_at_ms": 1} for name in hotkeys]
     declared = next(table for table in COMPUTED_TABLES if table.name == "blacklist")
-    return EMPTY | {"blacklist": pa.Table.from_pylist(rows, schema=declared.arrow_schema())}
+    return EMPTY | {"blacklist": pa.Table.from_pylist(rows, schema=arrow.schema(declared))}
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_before_the_first_publication(generations):
 
 
 def test_what_was_published_is_current_and_complete(generations):
-    published = generations.publish(blacklist("5a"), info(watermark=7))
+    published = publish(generations, blacklist("5a"), info(watermark=7))
     assert generations.current() == published
     with open_generation(published) as connection:
         names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
@@ -75,13 +77,13 @@ def test_what_was_published_is_current_and_complete(generations):
 
 
 def test_a_generation_cannot_be_written_by_its_readers(generations):
-    published = generations.publish(EMPTY, info())
+    published = publish(generations, EMPTY, info())
     with open_generation(published) as connection, pytest.raises(duckdb.Error, match="read-only"):
         connection.execute("DELETE FROM blacklist")
 
 
 def test_names_are_never_reused_and_sort_by_time(generations):
-    published = [generations.publish(EMPTY, info()) for _ in range(5)]
+    published = [publish(generations, EMPTY, info()) for _ in range(5)]
     names = [generation.snapshot_id for generation in published]
     assert len(set(names)) == 5
     assert sorted(names) == names
@@ -89,16 +91,16 @@ def test_names_are_never_reused_and_sort_by_time(generations):
 
 
 def test_equal_rows_have_equal_digests_and_other_rows_another(generations):
-    one = generations.publish(blacklist("5a"), info())
-    same = generations.publish(blacklist("5a"), info(block=2))
-    other = generations.publish(blacklist("5b"), info())
+    one = publish(generations, blacklist("5a"), info())
+    same = publish(generations, blacklist("5a"), info(block=2))
+    other = publish(generations, blacklist("5b"), info())
     digests = [name.snapshot_id.split("-")[1] for name in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_generations_are_found_by_name_and_by_time(generations):
-    first = generations.publish(EMPTY, info())
-    second = generations.publish(EMPTY, info())
+    first = publish(generations, EMPTY, info())
+    second = publish(generations, EMPTY, info())
     assert generations.find(first.snapshot_id) == first
     assert generations.find("20200101T000000000Z-00000000") is None
     assert generations.find("../../etc/passwd") is None
@@ -109,52 +111,52 @@ def test_generations_are_found_by_name_and_by_time(generations):
 
 
 def test_a_generation_that_was_built_and_never_pointed_to_is_nobodys(generations):
-    published = generations.publish(EMPTY, info())
+    published = publish(generations, EMPTY, info())
     # What a run leaves that dies between the file's rename and the pointer's.
-    later = generations.publish(EMPTY, info())
+    later = publish(generations, EMPTY, info())
     content = json.dumps({"snapshot_id": published.snapshot_id, "watermark": 0})
     generations.pointer.write_text(content)
     assert generations.current() == published
     assert generations.kept() == [published]
     assert generations.find(later.snapshot_id) is None
     assert generations.at(later.computed_at_ms) == published
-    last = generations.publish(EMPTY, info())
+    last = publish(generations, EMPTY, info())
     assert generations.kept() == [last, published]
     assert not later.path.exists()
 
 
 def test_a_lost_pointer_costs_no_generation(generations):
-    published = [generations.publish(EMPTY, info()) for _ in range(3)]
+    published = [publish(generations, EMPTY, info()) for _ in range(3)]
     generations.pointer.unlink()
     assert generations.current() is None
-    last = generations.publish(EMPTY, info())
+    last = publish(generations, EMPTY, info())
     assert generations.kept() == [last, *published[::-1]]
 
 
 def test_a_run_that_counts_less_of_the_log_publishes_nothing(generations):
-    published = generations.publish(EMPTY, info(watermark=10))
+    published = publish(generations, EMPTY, info(watermark=10))
     with pytest.raises(StaleRunError, match="made from watermark 10, this run from 9"):
-        generations.publish(EMPTY, info(watermark=9))
+        publish(generations, EMPTY, info(watermark=9))
     assert generations.current() == published
     assert len(generations.kept()) == 1
 
 
 def test_a_run_on_an_older_metagraph_publishes_nothing(generations):
-    published = generations.publish(EMPTY, info(watermark=10, metagraph_synced_at_ms=5_000))
+    published = publish(generations, EMPTY, info(watermark=10, metagraph_synced_at_ms=5_000))
     with pytest.raises(StaleRunError, match="metagraph_synced_at_ms 5000, this run from 4999"):
-        generations.publish(EMPTY, info(watermark=11, metagraph_synced_at_ms=4_999))
+        publish(generations, EMPTY, info(watermark=11, metagraph_synced_at_ms=4_999))
     assert generations.current() == published
     assert generations.made_from() == (10, 5_000)
 
 
 def test_a_pointer_of_the_first_release_is_still_read(generations):
-    published = generations.publish(EMPTY, info(watermark=10))
+    published = publish(generations, EMPTY, info(watermark=10))
     pointed = json.loads(generations.pointer.read_bytes())
     del pointed["metagraph_synced_at_ms"]
     generations.pointer.write_text(json.dumps(pointed))
     assert generations.current() == published
     assert generations.made_from() == (10, 0)
-    assert generations.publish(EMPTY, info(watermark=11)) == generations.current()
+    assert publish(generations, EMPTY, info(watermark=11)) == generations.current()
 
 
 @pytest.mark.parametrize("harm", ["missing table", "missing column", "null", "type"])
@@ -173,21 +175,21 @@ def test_tables_that_do_not_fit_are_not_published(generations, harm):
             {"hotkey": ["x"], "reason": ["x"], "added_by": ["x"], "created_at_ms": ["soon"]}
         )
     with pytest.raises((GenerationError, duckdb.ConstraintException)):
-        generations.publish(tables, info())
+        publish(generations, tables, info())
     assert generations.current() is None
     assert generations.kept() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"snapshot_id": "../x"}', b"\xff"])
 def test_a_pointer_that_cannot_be_read_is_not_an_empty_warehouse(generations, content):
-    generations.publish(EMPTY, info())
+    publish(generations, EMPTY, info())
     generations.pointer.write_bytes(content)
     with pytest.raises(GenerationError):
         generations.current()
 
 
 def test_a_truncated_generation_is_an_error(generations):
-    published = generations.publish(EMPTY, info())
+    published = publish(generations, EMPTY, info())
     published.path.write_bytes(published.path.read_bytes()[:1000])
     with pytest.raises(GenerationError):
         open_generation(published)
@@ -203,7 +205,7 @@ for _ in sys.stdin:
 
 
 def test_an_open_session_outlives_twenty_publications(generations):
-    generations.publish(blacklist("5first"), info())
+    publish(generations, blacklist("5first"), info())
     command = [sys.executable, "-c", ANALYST, str(generations.stable_name)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as analyst:
@@ -215,7 +217,7 @@ def test_an_open_session_outlives_twenty_publications(generations):
 
         assert ask() == "[('5first',)]\n"
         for number in range(20):
-            generations.publish(blacklist(f"5{number:05}"), info())
+            publish(generations, blacklist(f"5{number:05}"), info())
             assert ask() == "[('5first',)]\n"
             with open_generation(generations.current()) as connection:
                 newest = connection.execute("SELECT hotkey FROM blacklist").fetchall()
@@ -228,7 +230,7 @@ def test_an_open_session_outlives_twenty_publications(generations):
 
 def test_retention_keeps_the_newest_the_hourly_and_the_current(tmp_path):
     generations = Generations(settings(tmp_path, generations_kept=2, generations_hourly_days=0))
-    published = [generations.publish(EMPTY, info()) for _ in range(5)]
+    published = [publish(generations, EMPTY, info()) for _ in range(5)]
     removed, named = generations.retain()
     assert (removed, named) == (3, set())
     assert generations.kept() == published[:2:-1]
@@ -252,14 +254,14 @@ def minutes_share_an_hour(now_ms):
 def parquet(path, table, **values):
     blank = {Kind.INT: 0, Kind.TEXT: "", Kind.BOOL: False}
     row = {column.name: blank[column.kind] for column in table.columns} | values
-    pq.write_table(pa.Table.from_pylist([row], schema=table.arrow_schema()), path)
+    pq.write_table(pa.Table.from_pylist([row], schema=arrow.schema(table)), path)
     return path
 
 
 def test_the_archive_is_one_table_whatever_the_working_directory(generations, tmp_path):
     votes = parquet(tmp_path / "votes.parquet", ARCHIVED_VOTES, seq=1, task_key="7")
     texts = parquet(tmp_path / "texts.parquet", ARCHIVED_TEXTS, seq=1, prompt="a kite")
-    generations.publish(EMPTY, info(), ArchiveFiles((votes,), (texts,)))
+    publish(generations, EMPTY, info(), ArchiveFiles((votes,), (texts,)))
     with open_generation(generations.current()) as connection:
         rows = connection.execute("SELECT task_key, prompt FROM samples").fetchall()
         assert rows == [("7", "a kite")]
@@ -267,7 +269,7 @@ def test_the_archive_is_one_table_whatever_the_working_directory(generations, tm
 
 
 def test_before_the_first_export_the_archive_is_empty_and_has_its_columns(generations):
-    generations.publish(EMPTY, info())
+    publish(generations, EMPTY, info())
     with open_generation(generations.current()) as connection:
         columns = [name for name, *_ in connection.execute("DESCRIBE samples").fetchall()]
         assert columns == [*ARCHIVED_VOTES.names, *ARCHIVED_TEXTS.names[1:]]
@@ -277,8 +279,8 @@ def test_before_the_first_export_the_archive_is_empty_and_has_its_columns(genera
 def test_retention_keeps_what_any_kept_generation_names(generations, tmp_path):
     old = parquet(tmp_path / "old.parquet", ARCHIVED_VOTES, seq=1)
     new = parquet(tmp_path / "new.parquet", ARCHIVED_VOTES, seq=2)
-    generations.publish(EMPTY, info(), ArchiveFiles((old,)))
-    generations.publish(EMPTY, info(), ArchiveFiles((new,)))
+    publish(generations, EMPTY, info(), ArchiveFiles((old,)))
+    publish(generations, EMPTY, info(), ArchiveFiles((new,)))
     assert generations.retain() == (0, {old, new})
     with open_generation(generations.current()) as connection:
         assert connection.execute("SELECT seq FROM samples").fetchall() == [(2,)]
@@ -291,7 +293,7 @@ def test_the_archive_files_of_a_generation_are_found_where_the_warehouse_was_mov
     (archive / "votes").mkdir(parents=True)
     votes = parquet(archive / "votes" / "v.parquet", ARCHIVED_VOTES, seq=1)
     elsewhere = parquet(tmp_path / "t.parquet", ARCHIVED_TEXTS, seq=1)
-    published = generations.publish(EMPTY, info(), ArchiveFiles((votes,), (elsewhere,)))
+    published = publish(generations, EMPTY, info(), ArchiveFiles((votes,), (elsewhere,)))
     assert archived_files(published) == ArchiveFiles((votes,), (elsewhere,))
     moved = generations.settings.warehouse_path.rename(tmp_path / "moved")
     there = Generation(published.snapshot_id, moved / "generations" / published.path.name)
@@ -299,14 +301,14 @@ def test_the_archive_files_of_a_generation_are_found_where_the_warehouse_was_mov
 
 
 def test_a_list_of_archive_files_of_the_first_release_is_read(generations):
-    published = generations.publish(EMPTY, info())
+    published = publish(generations, EMPTY, info())
     names = ["/old/archive/votes/0/a.parquet", "/old/archive/texts/b.parquet"]
     published.path.with_suffix(".json").write_text(json.dumps(names))
     assert archived_files(published) == ArchiveFiles((Path(names[0]),), (Path(names[1]),))
 
 
 def test_what_keeps_a_generation_from_becoming_current_leaves_nothing(generations):
-    first = generations.publish(EMPTY, info())
+    first = publish(generations, EMPTY, info())
 
     def refuse(generation):
         assert generation.path.exists()
@@ -314,16 +316,16 @@ def test_what_keeps_a_generation_from_becoming_current_leaves_nothing(generation
         raise GenerationError("not here")
 
     with pytest.raises(GenerationError, match="not here"):
-        generations.publish(EMPTY, info(), before_current=refuse)
+        publish(generations, EMPTY, info(), before_current=refuse)
     assert generations.current() == first
     assert {path.stem for path in generations.directory.iterdir()} == {first.snapshot_id}
 
 
 def test_a_generation_from_elsewhere_becomes_current_unless_ours_is_newer(generations, tmp_path):
     away = Generations(settings(tmp_path / "away"))
-    older = away.publish(EMPTY, info(watermark=5))
-    ours = generations.publish(EMPTY, info(watermark=6))
-    newer = away.publish(EMPTY, info(watermark=7))
+    older = publish(away, EMPTY, info(watermark=5))
+    ours = publish(generations, EMPTY, info(watermark=6))
+    newer = publish(away, EMPTY, info(watermark=7))
 
     def bring_from(source):
         def bring(generation):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tests.properties import tried
 from tests.warehouse.builders import settings
 from tests.warehouse.test_generation import EMPTY, info
+from warehouse import arrow
 from warehouse.generation import GenerationError, Generations, open_generation
 from warehouse.generation_file import tables_sha256
+from warehouse.publication import publish
 from warehouse.tables import COMPUTED_TABLES, VERDICTS
 from warehouse.verdicts import WholeTable, digest_of_tasks, task_digests
 
@@ -38,7 +40,7 @@ def table(rows):
             }
             for (task, miner), (passed, latency) in rows.items()
         ],
-        schema=VERDICTS.arrow_schema(),
+        schema=arrow.schema(VERDICTS),
     )
 
 
@@ -77,15 +79,15 @@ def generations(tmp_path):
     return Generations(settings(tmp_path))
 
 
-def publish(generations, rows):
+def publish_rows(generations, rows):
     """Publish these verdicts; return what was asked of them, having compared what is stored."""
     source = Source(rows)
-    published = generations.publish(EMPTY, info(), verdicts=source)
+    published = publish(generations, EMPTY, info(), verdicts=source)
     with open_generation(published) as connection:
         stored = connection.execute(ROWS).fetchall()
         digest = connection.execute("SELECT tables_sha256 FROM generation").fetchall()[0][0]
         whole = [
-            (one, connection.table(one.name).to_arrow_table().cast(one.arrow_schema()))
+            (one, connection.table(one.name).to_arrow_table().cast(arrow.schema(one)))
             for one in COMPUTED_TABLES
         ]
     key = lambda row: (*row[:3], row[3] is None, row[3])  # noqa: E731
@@ -96,19 +98,19 @@ def publish(generations, rows):
 
 
 def test_only_what_changed_is_asked_for(generations):
-    assert publish(generations, FIRST) == ["0", "1", "3"]
-    assert publish(generations, FIRST) == []
+    assert publish_rows(generations, FIRST) == ["0", "1", "3"]
+    assert publish_rows(generations, FIRST) == []
     changed = {**FIRST, (15, "m"): (True, None), (16, "o"): (False, 1)}
-    assert publish(generations, changed) == ["1"]
-    assert publish(generations, FIRST) == ["1"]
+    assert publish_rows(generations, changed) == ["1"]
+    assert publish_rows(generations, FIRST) == ["1"]
 
 
 def test_a_partition_that_is_gone_takes_its_rows_along(generations):
-    publish(generations, FIRST)
+    publish_rows(generations, FIRST)
     left = {key: value for key, value in FIRST.items() if key[0] != 15}
-    assert publish(generations, left) == []
-    assert publish(generations, {}) == []
-    assert publish(generations, FIRST) == ["0", "1", "3"]
+    assert publish_rows(generations, left) == []
+    assert publish_rows(generations, {}) == []
+    assert publish_rows(generations, FIRST) == ["0", "1", "3"]
 
 
 histories = st.dictionaries(
@@ -123,8 +125,8 @@ histories = st.dictionaries(
 def test_whatever_came_before_a_generation_holds_its_own_rows(tmp_path_factory, made):
     generations = Generations(settings(tmp_path_factory.mktemp("home")))
     for rows in made:
-        publish(generations, rows)
-    assert publish(generations, made[-1]) == []
+        publish_rows(generations, rows)
+    assert publish_rows(generations, made[-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -145,21 +147,21 @@ def test_whatever_came_before_a_generation_holds_its_own_rows(tmp_path_factory, 
     ],
 )
 def test_what_is_not_what_was_written_is_not_built_upon(generations, harm):
-    publish(generations, FIRST)
+    publish_rows(generations, FIRST)
     with duckdb.connect(str(generations.current().path)) as connection:
         connection.execute(harm)
     changed = {**FIRST, (1, "m"): (True, 3)}
-    assert set(publish(generations, changed)) >= {"0", "1"}
-    assert publish(generations, changed) == []
+    assert set(publish_rows(generations, changed)) >= {"0", "1"}
+    assert publish_rows(generations, changed) == []
 
 
 @pytest.mark.parametrize("left", [0.0, 0.3, 0.9])
 def test_a_file_that_is_cut_off_is_not_built_upon(generations, caplog, left):
-    publish(generations, FIRST)
+    publish_rows(generations, FIRST)
     path = generations.current().path
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
     with caplog.at_level(logging.WARNING):
-        assert publish(generations, FIRST) == ["0", "1", "3"]
+        assert publish_rows(generations, FIRST) == ["0", "1", "3"]
     assert "is not built upon" in caplog.text or left == 0
 
 
@@ -167,23 +169,23 @@ def test_a_file_that_cannot_be_read_is_not_built_upon(generations, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "input/output error")
 
-    publish(generations, FIRST)
+    publish_rows(generations, FIRST)
     with monkeypatch.context() as patched:
         patched.setattr("shutil.copyfile", fail)
-        assert publish(generations, FIRST) == ["0", "1", "3"]
-    assert publish(generations, FIRST) == []
+        assert publish_rows(generations, FIRST) == ["0", "1", "3"]
+    assert publish_rows(generations, FIRST) == []
 
 
 def test_a_damaged_file_is_not_built_upon(generations):
     """Wherever it is damaged: all verdicts are read, and the blocks have checksums."""
     many = {(task, f"miner {number}"): (True, task) for task in range(60) for number in range(300)}
-    publish(generations, many)
+    publish_rows(generations, many)
     path = generations.current().path
     content = path.read_bytes()
     for start in range(3 * 4096, len(content), len(content) // 12):
         path.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
         rebuilt = Generations(generations.settings)
-        publish(rebuilt, many)
+        publish_rows(rebuilt, many)
         rebuilt.current().path.unlink()
         rebuilt.pointer.write_bytes(b'{"snapshot_id": "%s", "watermark": 0}' % path.stem.encode())
 
@@ -192,11 +194,11 @@ def test_a_file_does_not_grow_with_the_generations_built_upon_it(generations):
     history = {
         (task, f"miner {number}"): (True, task) for task in range(60) for number in range(300)
     }
-    publish(generations, history)
+    publish_rows(generations, history)
     first = generations.current().path.stat().st_size
     for latency in range(25):
         history |= {(59, f"miner {number}"): (False, latency) for number in range(300)}
-        publish(generations, history)
+        publish_rows(generations, history)
     assert generations.current().path.stat().st_size < 2 * first
 
 
@@ -204,7 +206,7 @@ def test_partitions_that_share_tasks_are_refused(generations):
     source = Source(FIRST)
     source.parts["9"] = {(2, "o"): (True, 1)}
     with pytest.raises(GenerationError, match="overlap"):
-        generations.publish(EMPTY, info(), verdicts=source)
+        publish(generations, EMPTY, info(), verdicts=source)
     assert generations.current() is None
 
 
