@@ -61,9 +61,9 @@ EVENT_SCHEMA = pl.Schema(
         "body": pl.Binary,
     }
 )
-# So much at a time, whatever there is to export: a piece of texts is 100 MB.
+# So much at a time, whatever there is to export: a piece of texts is 40 MB, and a few of them wait.
 VOTES_PIECE_ROWS = 250_000
-TEXTS_PIECE_ROWS = 50_000
+TEXTS_PIECE_ROWS = 20_000
 WRITERS = 2
 COMPACT_PART_ROWS = 250_000
 COMPACT_PART_BYTES = 32 * 2**20
