@@ -65,6 +65,21 @@ class History:
         self._snapshots = snapshots
         self._has_archive = has_archive
 
+    def as_json(
+        self,
+        limit: int,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> bytes | None:
+        """Return the newest current samples, of one validator or about one miner if given, as JSON;
+        None where the log alone does not have all of them.
+        """
+        found = self._log.samples_as_json(
+            limit, validator_hotkey=validator_hotkey, miner_hotkey=miner_hotkey
+        )
+        return None if found.sample_count < limit and self._log.dropped_through() else found.json
+
     def newest_samples(self, limit: int) -> list[StoredSample]:
         """Return current samples, newest first."""
         return self._filled_up(self._log.newest_samples(limit), limit)

@@ -31,6 +31,7 @@ from warehouse.records import (
     Appended,
     Evaluation,
     Event,
+    RenderedSamples,
     Sample,
     SignedRequest,
     StoredSample,
@@ -233,6 +234,17 @@ class LogReader(Protocol):
 
     def submission_samples(self, submission_seq: int) -> list[StoredSample]:
         """Return the samples of one submission in its order, superseded or not."""
+
+    def samples_as_json(
+        self,
+        limit: int,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> RenderedSamples:
+        """Return current samples as JSON, newest first: of one validator or about one miner if one
+        is given. They are those of the three methods below; Python does next to nothing for it.
+        """
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
         """Return current samples, newest first."""

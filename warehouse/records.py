@@ -66,6 +66,13 @@ class StoredSample(NamedTuple):
     generated_artifacts: str | None
 
 
+class RenderedSamples(NamedTuple):
+    """Samples as a JSON array, with the names that the API's clients know."""
+
+    sample_count: int
+    json: bytes
+
+
 class Evaluation(NamedTuple):
     """A validator's signature over its evaluation payload, and whether it verified on receipt."""
 

@@ -8,7 +8,8 @@ import apsw
 from warehouse.evidence import unsigned
 from warehouse.files import LOCK_POLL_SECONDS, locked
 from warehouse.log import RefusedError
-from warehouse.sqlite_reads import HEAD, SqliteReader
+from warehouse.sqlite_questions import HEAD
+from warehouse.sqlite_reads import SqliteReader
 from warehouse.sqlite_schema import connect, lock_path, translated_errors
 
 # Records that leave in one transaction, so that no append waits long for its turn.

@@ -25,6 +25,7 @@ from warehouse.records import (
     Appended,
     Evaluation,
     Event,
+    RenderedSamples,
     Sample,
     SignedRequest,
     StoredSample,
@@ -102,6 +103,17 @@ class SqliteLateLog:
 
     def submission_samples(self, submission_seq: int) -> list[StoredSample]:
         return self._reading().submission_samples(submission_seq)
+
+    def samples_as_json(
+        self,
+        limit: int,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> RenderedSamples:
+        return self._reading().samples_as_json(
+            limit, validator_hotkey=validator_hotkey, miner_hotkey=miner_hotkey
+        )
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
         return self._reading().newest_samples(limit)

@@ -6,10 +6,10 @@ import threading
 import weakref
 from collections.abc import Iterator
 from operator import attrgetter
-from types import NoneType
 from typing import Any
 
 import apsw
+import orjson
 
 from warehouse.log import (
     Backlog,
@@ -19,8 +19,39 @@ from warehouse.log import (
     TextRow,
     VoteRow,
 )
-from warehouse.records import AdminState, Event, Sample, StoredSample, admin_state
+from warehouse.records import (
+    AdminState,
+    Event,
+    RenderedSamples,
+    Sample,
+    StoredSample,
+    admin_state,
+)
 from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_questions import (
+    BACKLOG,
+    EVENTS,
+    HEAD,
+    LAST_SEQ_BEFORE,
+    NEWEST,
+    NEWEST_TOLD,
+    OF_MINER,
+    OF_MINER_TOLD,
+    OF_SUBMISSION,
+    OF_TASK,
+    OF_TASK_AND_MINER,
+    OF_TASK_AND_VALIDATOR,
+    OF_TASK_VALIDATOR_AND_MINER,
+    OF_VALIDATOR,
+    OF_VALIDATOR_TOLD,
+    SAMPLES_AS_SUBMITTED,
+    SUBMISSIONS,
+    SUBMITTED,
+    TEXTS,
+    VOTE_TYPES,
+    VOTES,
+    VOTES_OF_TASK,
+)
 from warehouse.sqlite_schema import (
     LogDamagedError,
     connect,
@@ -38,131 +69,6 @@ SUBMISSIONS_CHUNK_ROWS = 250
 
 Bindings = tuple[Any, ...] | dict[str, Any]
 Types = tuple[type | tuple[type, ...], ...]
-
-# Of `StoredSample`, as they are declared: a record of damaged bytes may hold anything.
-TEXT_OR_NONE, NUMBER_OR_NONE = (str, NoneType), (int, NoneType)
-SAMPLE_TYPES = (
-    int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE, str, str, str,
-    TEXT_OR_NONE, TEXT_OR_NONE,
-)  # fmt: skip
-VOTE_TYPES = (
-    int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE
-)  # fmt: skip
-SAMPLE_COLUMNS = """
-    s.seq, s.received_at_ms, v.hotkey, m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL),
-    t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
-    t.reasoning, t.generated_artifacts
-"""
-BY_VALIDATOR = "s.validator_id = (SELECT id FROM hotkeys WHERE hotkey = :validator)"
-ABOUT_MINER = "s.miner_id = (SELECT id FROM hotkeys WHERE hotkey = :miner)"
-# CROSS JOIN keeps the order of the tables: samples first, by the index that is named.
-JOINED = """
-    CROSS JOIN sample_texts AS t USING (seq)
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
-"""
-# A newer version of the same (task, miner, validator) hides a sample. The index is named because
-# the planner picks another one, which takes a hundred times as long.
-IS_CURRENT = """
-    NOT EXISTS (
-        SELECT 1 FROM samples AS n INDEXED BY samples_version
-        WHERE n.task = s.task AND n.miner_id = s.miner_id
-        AND n.validator_id = s.validator_id AND n.seq > s.seq
-    )
-"""
-NEWEST = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s {JOINED}
-    WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
-"""
-OF_VALIDATOR = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_validator {JOINED}
-    WHERE {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
-"""
-OF_MINER = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_miner {JOINED}
-    WHERE {ABOUT_MINER} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
-"""
-OF_SUBMISSION = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s {JOINED}
-    WHERE s.seq > :seq
-        AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq)
-    ORDER BY s.seq
-"""
-OF_TASK = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {IS_CURRENT}
-"""
-VOTES_OF_TASK = f"""
-    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
-        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
-        s.confidence, s.latency_ms
-    FROM samples AS s INDEXED BY samples_version
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
-    WHERE s.task = :task AND {IS_CURRENT} LIMIT :limit
-"""
-OF_TASK_AND_VALIDATOR = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {BY_VALIDATOR} AND {IS_CURRENT}
-"""
-OF_TASK_AND_MINER = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {ABOUT_MINER} AND {IS_CURRENT}
-"""
-OF_TASK_VALIDATOR_AND_MINER = f"""
-    SELECT {SAMPLE_COLUMNS} FROM samples AS s INDEXED BY samples_version {JOINED}
-    WHERE s.task = :task AND {ABOUT_MINER} AND {BY_VALIDATOR} AND {IS_CURRENT}
-"""
-# Samples can leave the log by retention, their seqs never come again: the greatest of all is the
-# head.
-HEAD = """
-    SELECT max(
-        coalesce((SELECT max(seq) FROM samples), 0), coalesce((SELECT max(seq) FROM events), 0),
-        (SELECT dropped_through FROM retention)
-    )
-"""
-EVENTS = """
-    SELECT seq, received_at_ms, kind, subject, detail, admin_hotkey FROM events
-    WHERE seq > ? AND seq <= ? ORDER BY seq
-"""
-VOTES = """
-    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
-        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
-        s.confidence, s.latency_ms
-    FROM samples AS s
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
-    WHERE s.seq > ? AND s.seq <= ? ORDER BY s.seq LIMIT ?
-"""
-TEXTS = """
-    SELECT seq, sample_id, prompt, s3_bucket, s3_prefix, reasoning, original_artifacts,
-        generated_artifacts, presentation_order, evaluation_signature
-    FROM sample_texts WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
-"""
-SUBMISSIONS = """
-    SELECT seq, received_at_ms, hotkey, scheme, timestamp, nonce, method, path, signature, body,
-        sample_count, evaluation_signature, is_evaluation_verified
-    FROM submissions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
-"""
-SUBMITTED = "SELECT evaluation_signature, sample_count FROM submissions WHERE seq = ?"
-SAMPLES_AS_SUBMITTED = """
-    SELECT m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT),
-        t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
-        t.reasoning, t.original_artifacts, t.generated_artifacts, t.presentation_order,
-        t.evaluation_signature
-    FROM samples AS s CROSS JOIN sample_texts AS t USING (seq)
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
-    WHERE s.seq > ?1 AND s.seq <= ?1 + ?2 ORDER BY s.seq
-"""
-# The age comes from an index, and so does the count, which goes only so far.
-BACKLOG = """
-    SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT ?)),
-        (SELECT min(queued_at_ms) FROM outbox)
-"""
-LAST_SEQ_BEFORE = """
-    SELECT seq + max(sample_count, 1) FROM submissions
-    WHERE received_at_ms < ? ORDER BY seq DESC LIMIT 1
-"""
 
 
 def stored_task(task_key: str) -> int | str:
@@ -215,7 +121,25 @@ class SqliteReader:
             raise LogDamagedError(error) from error
 
     def submission_samples(self, submission_seq: int) -> list[StoredSample]:
-        return self._samples(OF_SUBMISSION, {"seq": submission_seq})
+        return sorted(self._samples(OF_SUBMISSION, {"seq": submission_seq}))
+
+    def samples_as_json(
+        self,
+        limit: int,
+        *,
+        validator_hotkey: str | None = None,
+        miner_hotkey: str | None = None,
+    ) -> RenderedSamples:
+        if validator_hotkey is not None and miner_hotkey is not None:
+            raise ValueError("of one validator, or about one miner")
+        question = NEWEST_TOLD
+        if validator_hotkey is not None:
+            question = OF_VALIDATOR_TOLD
+        elif miner_hotkey is not None:
+            question = OF_MINER_TOLD
+        asked = {"validator": validator_hotkey, "miner": miner_hotkey, "limit": limit}
+        count, text = self._rows(question, asked, (int, str))[0]
+        return RenderedSamples(count, text.encode())
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
         return self._samples(NEWEST, {"limit": limit})
@@ -241,7 +165,6 @@ class SqliteReader:
         }[validator_hotkey is not None, miner_hotkey is not None]
         asked = {"validator": validator_hotkey, "miner": miner_hotkey}
         found = self._samples(question, {"task": stored_task(task_key), **asked})
-        # Sorted here: SQLite would copy the wide rows to sort them.
         return sorted(found, key=attrgetter("miner_hotkey", "validator_hotkey"))
 
     def votes_of_task(self, task_key: str, limit: int) -> list[VoteRow]:
@@ -310,10 +233,8 @@ class SqliteReader:
             connection.close()
 
     def _samples(self, sql: str, bindings: Bindings) -> list[StoredSample]:
-        return [
-            StoredSample._make([*row[:6], bool(row[6]), *row[7:]])
-            for row in self._rows(sql, bindings, SAMPLE_TYPES)
-        ]
+        _, told = self._rows(sql, bindings, (int, str))[0]
+        return [StoredSample._make(row) for row in orjson.loads(told)]
 
     def _chunks(
         self, sql: str, after: int, through: int, rows_max: int

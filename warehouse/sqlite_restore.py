@@ -10,7 +10,7 @@ from warehouse.files import locked
 from warehouse.log import RefusedError
 from warehouse.records import Event, SignedRequest
 from warehouse.settings import WarehouseSettings
-from warehouse.sqlite_reads import HEAD
+from warehouse.sqlite_questions import HEAD
 from warehouse.sqlite_schema import connect, create_log, lock_path, translated_errors
 from warehouse.sqlite_transaction import INSERT_EVENT, INSERT_SUBMISSION, SPEND
 

@@ -26,7 +26,7 @@ from warehouse.records import (
     SignedRequest,
     admin_state,
 )
-from warehouse.sqlite_reads import EVENTS, HEAD
+from warehouse.sqlite_questions import EVENTS, HEAD
 from warehouse.sqlite_schema import LogDamagedError
 
 # Samples may be about any hotkey that somebody makes up.

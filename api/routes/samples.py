@@ -1,7 +1,7 @@
 """Samples: taken in from validators, and read from the log the moment they are stored. Live."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -59,6 +59,11 @@ def _stored(samples: Sequence[StoredSample]) -> list[dict[str, Any]]:
 
 def _answers(samples: Sequence[StoredSample]) -> Response:
     return JsonResponse(orjson.dumps(_stored(samples)))
+
+
+def _listed(rendered: bytes | None, ask: Callable[[], Sequence[StoredSample]]) -> Response:
+    """Answer with what the log has rendered, else with what is found when the archive is asked."""
+    return _answers(ask()) if rendered is None else JsonResponse(rendered)
 
 
 async def _append(
@@ -147,7 +152,9 @@ async def submit_batch(request: ByValidator, parts: TheService) -> Response:
 @router.get("/list", response_model=list[SampleResponse], responses=documented(422, 503))
 async def newest(parts: TheService, limit: RowLimit = 200) -> Response:
     """Return the newest samples of all, newest first."""
-    return await parts.reading(lambda history: _answers(history.newest_samples(limit)))
+    return await parts.reading(
+        lambda history: _listed(history.as_json(limit), lambda: history.newest_samples(limit))
+    )
 
 
 def _required_task_key(task_id: int | None, sample_id: str | None) -> str:
@@ -196,7 +203,10 @@ async def samples_of_validator(
 ) -> Response:
     """Return one validator's samples, newest first."""
     return await parts.reading(
-        lambda history: _answers(history.samples_of_validator(validator_hotkey, limit))
+        lambda history: _listed(
+            history.as_json(limit, validator_hotkey=validator_hotkey),
+            lambda: history.samples_of_validator(validator_hotkey, limit),
+        )
     )
 
 
@@ -212,5 +222,8 @@ async def samples_of_miner(
 ) -> Response:
     """Return the samples about one miner, newest first."""
     return await parts.reading(
-        lambda history: _answers(history.samples_of_miner(miner_hotkey, limit))
+        lambda history: _listed(
+            history.as_json(limit, miner_hotkey=miner_hotkey),
+            lambda: history.samples_of_miner(miner_hotkey, limit),
+        )
     )

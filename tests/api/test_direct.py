@@ -120,7 +120,7 @@ def test_a_write_takes_the_short_way_alone(judged, ways):
 
 
 def test_what_nobody_expects_is_a_500_and_told_once(judged, caplog, monkeypatch):
-    monkeypatch.setattr(History, "newest_samples", lambda *_: 1 / 0)
+    monkeypatch.setattr(History, "as_json", lambda *_: 1 / 0)
     url = f"http://127.0.0.1:{judged.port}/samples/list"
     failed = httpx.get(url, trust_env=False)
     assert (failed.status_code, failed.json()) == (500, {"detail": "Internal Server Error"})
@@ -147,9 +147,9 @@ def test_as_many_read_the_log_as_are_set_and_the_tables_are_read_meanwhile(
         assert go_on.wait(30)
         with lock:
             reading -= 1
-        return []
+        return b"[]"
 
-    monkeypatch.setattr(History, "newest_samples", slow)
+    monkeypatch.setattr(History, "as_json", slow)
     with Server(settings, warehouse_settings) as server:
 
         def ask():

@@ -14,7 +14,7 @@ from warehouse.records import Evaluation
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
 from warehouse.sqlite_outbox import DUE
-from warehouse.sqlite_reads import BACKLOG
+from warehouse.sqlite_questions import BACKLOG
 from warehouse.sqlite_schema import lock_path
 
 # What no test waits for.

@@ -1,0 +1,155 @@
+"""The log's questions in SQL, and what types their answers have. `sqlite_reads` asks them."""
+
+from types import NoneType
+
+NUMBER_OR_NONE = (int, NoneType)
+VOTE_TYPES = (
+    int, int, str, str, NUMBER_OR_NONE, str, int, NUMBER_OR_NONE, NUMBER_OR_NONE
+)  # fmt: skip
+BY_VALIDATOR = "s.validator_id = (SELECT id FROM hotkeys WHERE hotkey = :validator)"
+ABOUT_MINER = "s.miner_id = (SELECT id FROM hotkeys WHERE hotkey = :miner)"
+# CROSS JOIN keeps the order of the tables: samples first, by the index that is named.
+JOINED = """
+    CROSS JOIN sample_texts AS t USING (seq)
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+"""
+# A newer version of the same (task, miner, validator) hides a sample. The index is named because
+# the planner picks another one, which takes a hundred times as long.
+IS_CURRENT = """
+    NOT EXISTS (
+        SELECT 1 FROM samples AS n INDEXED BY samples_version
+        WHERE n.task = s.task AND n.miner_id = s.miner_id
+        AND n.validator_id = s.validator_id AND n.seq > s.seq
+    )
+"""
+# Samples leave SQLite as one JSON array, in one step: Python lets go of its lock for every step, so
+# a page of two hundred rows would wait two hundred times for whoever else wants it, which took as
+# long again as reading did.
+TASK_ID = "iif(typeof(s.task) = 'integer', s.task, NULL)"
+IS_PASSED = "json(iif(s.passed, 'true', 'false'))"
+# In the order of `StoredSample`.
+ROW = f"""
+    json_array(
+        s.seq, s.received_at_ms, v.hotkey, m.hotkey, {TASK_ID}, t.sample_id, {IS_PASSED},
+        s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix, t.reasoning,
+        t.generated_artifacts
+    )
+"""
+# With the names that the API's clients know.
+TOLD = f"""
+    json_object(
+        'id', s.seq, 'sample_id', t.sample_id, 'validator_hotkey', v.hotkey,
+        'miner_hotkey', m.hotkey, 'prompt', t.prompt, 's3_bucket', t.s3_bucket,
+        's3_prefix', t.s3_prefix, 'passed', {IS_PASSED}, 'confidence', s.confidence,
+        'reasoning', t.reasoning,
+        'evaluated_at', strftime('%Y-%m-%dT%H:%M:%fZ', s.received_at_ms / 1000.0, 'unixepoch'),
+        'task_id', {TASK_ID}, 'latency_ms', s.latency_ms
+    )
+"""
+# A record of damaged bytes may hold anything: nothing of another type was written by us.
+TEXTS_OF_SAMPLE = ("v.hotkey", "m.hotkey", "t.sample_id", "t.prompt", "t.s3_bucket", "t.s3_prefix")
+AS_DECLARED = " AND ".join(
+    [
+        *(f"typeof({column}) = 'text'" for column in TEXTS_OF_SAMPLE),
+        *(f"typeof(s.{column}) = 'integer'" for column in ("received_at_ms", "passed")),
+        *(f"typeof(s.{column}) IN ('integer', 'null')" for column in ("confidence", "latency_ms")),
+        *(f"typeof(t.{name}) IN ('text', 'null')" for name in ("reasoning", "generated_artifacts")),
+    ]
+)
+
+
+def _at_once(shape: str, source: str) -> str:
+    """Return the question for how many samples there are and all of them, each as `shape` has it.
+
+    NULL instead of the array where one is not as it was declared. The aggregate takes rows in the
+    order of a subquery that has a LIMIT; without one the order is nobody's promise.
+    """
+    return f"""
+        SELECT count(*),
+            iif(count(told) = count(*), '[' || coalesce(group_concat(told, ','), '') || ']', NULL)
+        FROM (SELECT iif({AS_DECLARED}, {shape}, NULL) AS told FROM samples AS s {source})
+    """
+
+
+_NEWEST = f"{JOINED} WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit"
+_OF_VALIDATOR = f"""
+    INDEXED BY samples_validator {JOINED}
+    WHERE {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
+"""
+_OF_MINER = f"""
+    INDEXED BY samples_miner {JOINED}
+    WHERE {ABOUT_MINER} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
+"""
+_OF_TASK = f"INDEXED BY samples_version {JOINED} WHERE s.task = :task AND {IS_CURRENT}"
+NEWEST, NEWEST_TOLD = _at_once(ROW, _NEWEST), _at_once(TOLD, _NEWEST)
+OF_VALIDATOR, OF_VALIDATOR_TOLD = _at_once(ROW, _OF_VALIDATOR), _at_once(TOLD, _OF_VALIDATOR)
+OF_MINER, OF_MINER_TOLD = _at_once(ROW, _OF_MINER), _at_once(TOLD, _OF_MINER)
+OF_SUBMISSION = _at_once(
+    ROW,
+    f"""{JOINED} WHERE s.seq > :seq
+        AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq)""",
+)
+OF_TASK = _at_once(ROW, _OF_TASK)
+OF_TASK_AND_VALIDATOR = _at_once(ROW, f"{_OF_TASK} AND {BY_VALIDATOR}")
+OF_TASK_AND_MINER = _at_once(ROW, f"{_OF_TASK} AND {ABOUT_MINER}")
+OF_TASK_VALIDATOR_AND_MINER = _at_once(ROW, f"{_OF_TASK} AND {ABOUT_MINER} AND {BY_VALIDATOR}")
+VOTES_OF_TASK = f"""
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
+        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+        s.confidence, s.latency_ms
+    FROM samples AS s INDEXED BY samples_version
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.task = :task AND {IS_CURRENT} LIMIT :limit
+"""
+# Samples can leave the log by retention, their seqs never come again: the greatest of all is the
+# head.
+HEAD = """
+    SELECT max(
+        coalesce((SELECT max(seq) FROM samples), 0), coalesce((SELECT max(seq) FROM events), 0),
+        (SELECT dropped_through FROM retention)
+    )
+"""
+EVENTS = """
+    SELECT seq, received_at_ms, kind, subject, detail, admin_hotkey FROM events
+    WHERE seq > ? AND seq <= ? ORDER BY seq
+"""
+VOTES = """
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
+        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+        s.confidence, s.latency_ms
+    FROM samples AS s
+    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.seq > ? AND s.seq <= ? ORDER BY s.seq LIMIT ?
+"""
+TEXTS = """
+    SELECT seq, sample_id, prompt, s3_bucket, s3_prefix, reasoning, original_artifacts,
+        generated_artifacts, presentation_order, evaluation_signature
+    FROM sample_texts WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+SUBMISSIONS = """
+    SELECT seq, received_at_ms, hotkey, scheme, timestamp, nonce, method, path, signature, body,
+        sample_count, evaluation_signature, is_evaluation_verified
+    FROM submissions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?
+"""
+SUBMITTED = "SELECT evaluation_signature, sample_count FROM submissions WHERE seq = ?"
+SAMPLES_AS_SUBMITTED = """
+    SELECT m.hotkey, iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT),
+        t.sample_id, s.passed, s.confidence, s.latency_ms, t.prompt, t.s3_bucket, t.s3_prefix,
+        t.reasoning, t.original_artifacts, t.generated_artifacts, t.presentation_order,
+        t.evaluation_signature
+    FROM samples AS s CROSS JOIN sample_texts AS t USING (seq)
+    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    WHERE s.seq > ?1 AND s.seq <= ?1 + ?2 ORDER BY s.seq
+"""
+# The age comes from an index, and so does the count, which goes only so far.
+BACKLOG = """
+    SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT ?)),
+        (SELECT min(queued_at_ms) FROM outbox)
+"""
+LAST_SEQ_BEFORE = """
+    SELECT seq + max(sample_count, 1) FROM submissions
+    WHERE received_at_ms < ? ORDER BY seq DESC LIMIT 1
+"""
