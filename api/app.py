@@ -1,9 +1,10 @@
 """The application: what is opened when it starts, and what surrounds the routes."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
@@ -29,11 +30,23 @@ from warehouse.backends import open_log
 from warehouse.generation import Generations
 from warehouse.settings import WarehouseSettings
 
+# Prometheus looks every ten seconds or so.
+SETTLED_SECONDS = 0.5
+
 
 class State(TypedDict):
     """What every request carries."""
 
     service: Service
+
+
+async def _settled(metrics: Metrics) -> NoReturn:
+    """Have what few requests left uncounted be counted soon."""
+    while True:
+        await asyncio.sleep(SETTLED_SECONDS)
+        # Who only counts must not be the end of it.
+        with suppress(Exception):
+            metrics.settle()
 
 
 def prepare_routes(app: FastAPI) -> None:
@@ -60,10 +73,13 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             # Those that the framework sends its routes to: what is left of them asks the tables.
             current_default_thread_limiter().total_tokens = settings.archive_read_threads
             prepare_routes(app)
+            counting = asyncio.create_task(_settled(metrics))
             try:
                 parts = Service(settings, log, log, snapshots, media, rates, metrics, threads)
                 yield {"service": parts}
             finally:
+                counting.cancel()
+                metrics.settle()
                 threads.close()
                 rates.close()
                 media.close()

@@ -58,16 +58,21 @@ def note(scope: Scope, route: str, status: int, seconds: float) -> None:
     service.metrics.request(route, label, str(status), seconds)
     level = _level(scope, route, status)
     if logger.isEnabledFor(level):
-        facts = {
-            "request_id": request_id(scope),
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1000, 1),
-            # Only who was let in: a name that anybody may give tells nothing.
-            "hotkey": scope["state"].get("hotkey"),
-        }
-        logger.log(level, "request", extra=facts)
+        tell(level, scope, route, status, seconds)
+
+
+def tell(level: int, scope: Scope, route: str, status: int, seconds: float) -> None:
+    """Write a line about a request."""
+    facts = {
+        "request_id": request_id(scope),
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "duration_ms": round(seconds * 1000, 1),
+        # Only who was let in: a name that anybody may give tells nothing.
+        "hotkey": scope["state"].get("hotkey"),
+    }
+    logger.log(level, "request", extra=facts)
 
 
 def _level(scope: Scope, route: str, status: int) -> int:

@@ -1,5 +1,6 @@
 """Answers that were rendered when their generation was loaded, as messages of the server."""
 
+import logging
 import time
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from api.caching import is_match
 from api.dependencies import Service
 from api.edge import DATA_HEADERS
 from api.limits import EXPOSED_HEADERS, AddressRates
-from api.observed import note
+from api.observed import logger, tell
 from api.settings import ApiSettings
 
 NO_BODY: Message = {"type": "http.response.body", "body": b""}
@@ -93,7 +94,12 @@ class PrebuiltAnswers:
             start = {**start, "headers": [*start["headers"], *allowed]}
         await send(start)
         await send(NO_BODY if is_known else answer.body)
-        note(scope, scope["path"], start["status"], time.perf_counter() - begun)
+        status = "304" if is_known else "200"
+        seconds = time.perf_counter() - begun
+        service: Service = scope["state"]["service"]
+        service.metrics.request(scope["path"], scope["method"], status, seconds)
+        if logger.isEnabledFor(logging.DEBUG):
+            tell(logging.DEBUG, scope, scope["path"], int(status), seconds)
 
     def _answer(self, scope: Scope) -> Prebuilt | None:
         if (

@@ -134,19 +134,22 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Count a piece of the request's target."""
-        self._count(len(url))
+        self._head_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header. One that comes after a body in chunks is none: it was not there when the
         request was judged, or came past a proxy that judged it.
         """
-        self._count(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)
         if self._is_in_head:
             super().on_header(name, value)
+        else:
+            self._weigh_head()
 
     def on_headers_complete(self) -> None:
-        """Start the request."""
+        """Start the request. Of a head that comes in pieces the length was looked at before."""
+        self._weigh_head()
         self._is_in_head = False
         self._head_came()
         super().on_headers_complete()
@@ -194,8 +197,7 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _count(self, count: int) -> None:
-        self._head_bytes += count
+    def _weigh_head(self) -> None:
         if self._head_bytes > self._settings.header_bytes_max:
             self._is_head_too_large = True
             raise HeadTooLargeError
