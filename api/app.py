@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn, TypedDict
 
-from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -70,8 +69,6 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             snapshots.open()
             media.open()
             threads = ReadingThreads(settings)
-            # Those that the framework sends its routes to: what is left of them asks the tables.
-            current_default_thread_limiter().total_tokens = settings.archive_read_threads
             prepare_routes(app)
             counting = asyncio.create_task(_settled(metrics))
             try:
@@ -79,7 +76,8 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
                 yield {"service": parts}
             finally:
                 counting.cancel()
-                metrics.settle()
+                with suppress(Exception):
+                    metrics.settle()
                 threads.close()
                 rates.close()
                 media.close()

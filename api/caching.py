@@ -32,19 +32,17 @@ class RenderedAnswers:
         self._rendering = Lock()
 
     def get(self, key: tuple[str, ...], render: Callable[[], bytes]) -> bytes:
-        """Return the answer kept under `key`, rendering it if there is none."""
-        if (kept := self._kept(key)) is not None:
-            return kept
-        # What is kept is answered meanwhile.
+        """Return the answer kept under `key`, rendering it if there is none. This may wait."""
         with self._rendering:
             # Somebody may have rendered it while this waited.
-            if (kept := self._kept(key)) is not None:
+            if (kept := self.kept(key)) is not None:
                 return kept
             answer = render()
             self._keep(key, answer)
         return answer
 
-    def _kept(self, key: tuple[str, ...]) -> bytes | None:
+    def kept(self, key: tuple[str, ...]) -> bytes | None:
+        """Return the answer kept under `key`, None if there is none; at once."""
         with self._lock:
             if (kept := self._answers.get(key)) is not None:
                 self._answers.move_to_end(key)

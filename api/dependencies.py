@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import duckdb
 import jiter
 from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -53,20 +54,20 @@ class Service:
     metrics: Metrics
     threads: ReadingThreads
 
-    async def reading(self, ask: Callable[[History], T]) -> T:
+    async def reading(self, ask: Callable[[History], T], *, is_long: bool = False) -> T:
         """Return what `ask` makes of the samples, in a thread: rendering takes as long as reading.
 
-        Where the log alone does not do, it is asked again, with the archive, in another thread.
+        Where the log alone does not do, or it takes long, the archive is asked in another thread.
         """
         self.check_log()
 
         def of(*, has_archive: bool) -> Callable[[], T]:
             return lambda: ask(History(self.reader, self.snapshots, has_archive=has_archive))
 
-        try:
-            return await self.threads.of_log(of(has_archive=False))
-        except ArchiveNeededError:
-            return await self.threads.of_archive(of(has_archive=True))
+        if not is_long:
+            with suppress(ArchiveNeededError):
+                return await self.threads.of_log(of(has_archive=False))
+        return await self.threads.of_archive(of(has_archive=True))
 
     def check_log(self) -> None:
         """Raise `LogUnavailableError` where the log ends before what the generation counts.
@@ -268,17 +269,36 @@ async def admin_body(signed: SignedRequest, model: type[AnyBody], parts: Service
 
 
 def materialised(
-    request: Request,
-    etag: str,
-    render: Callable[[], bytes],
-    *,
-    cache_control: str | None = None,
+    request: Request, etag: str, content: bytes, *, cache_control: str | None = None
 ) -> Response:
-    """Answer from a generation: 304 if the client has it, else what `render` returns."""
+    """Answer from a generation: 304 if the client has it, else `content`."""
     parts = service_of(request)
     age = parts.settings.cache_max_age_seconds
     headers = {"ETag": etag, "Cache-Control": cache_control or f"public, max-age={age}"}
-    known = ",".join(request.headers.getlist("if-none-match"))
-    if known and is_match(etag.encode(), known.encode("latin-1")):
+    if is_known(request, etag):
         return Response(status_code=304, headers=headers)
-    return JsonResponse(render(), headers=headers)
+    return JsonResponse(content, headers=headers)
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Tell whether the client has an answer already."""
+    known = ",".join(request.headers.getlist("if-none-match"))
+    return bool(known) and is_match(etag.encode(), known.encode("latin-1"))
+
+
+async def rendered(
+    request: Request,
+    snapshot: Snapshot,
+    question: Callable[[duckdb.DuckDBPyConnection, str], bytes],
+    hotkey: str,
+) -> Response:
+    """Answer a question about one hotkey: with what is kept, else rendered in a thread."""
+    parts = service_of(request)
+    answers = parts.snapshots.rendered
+    key = (snapshot.snapshot_id, question.__name__, hotkey)
+    content = b"" if is_known(request, snapshot.etag) else answers.kept(key)
+    if content is None:
+        content = await parts.threads.of_archive(
+            lambda: answers.get(key, lambda: snapshot.render(question, hotkey))
+        )
+    return materialised(request, snapshot.etag, content)

@@ -3,7 +3,7 @@
 FastAPI looks for a route, solves its dependencies and wraps its answer in a third of a millisecond,
 longer than the rest of such a request takes. Here the same endpoints are called by hand, with the
 same checks in the same order. FastAPI declares them as well: for the documentation, and for every
-request that is not of the plainest form, so that what is odd is judged in one place.
+read that is not of the plainest form, so that what is odd is judged in one place.
 """
 
 import re
@@ -49,9 +49,8 @@ async def _samples_of_miner(request: Request, hotkey: str, limit: int = 100) -> 
 
 
 async def _task_of_miner(request: Request, task_id: str, hotkey: str) -> Response:
-    parts = service_of(request)
-    current = parts.snapshots.current()
-    return await tasks.task_of_miner(int(task_id), check_hotkey(hotkey), current, parts)
+    checked, parts = check_hotkey(hotkey), service_of(request)
+    return await tasks.task_of_miner(int(task_id), checked, parts.snapshots.current(), parts)
 
 
 WRITES = {
@@ -111,7 +110,14 @@ class DirectRoutes:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET", "leoma.method": "HEAD"}
+            as_get = {**scope, "method": "GET", "leoma.method": "HEAD"}
+            await self._answer(as_get, receive, send)
+            if "route" in as_get:
+                scope["route"] = as_get["route"]
+            return
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = _found(scope)
         if found is None:
             await self._app(scope, receive, send)

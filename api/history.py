@@ -73,12 +73,16 @@ class History:
         miner_hotkey: str | None = None,
     ) -> bytes | None:
         """Return the newest current samples, of one validator or about one miner if given, as JSON;
-        None where the log alone does not have all of them.
+        None where the archive is there to be asked as well.
         """
+        if self._has_archive:
+            return None
         found = self._log.samples_as_json(
             limit, validator_hotkey=validator_hotkey, miner_hotkey=miner_hotkey
         )
-        return None if found.sample_count < limit and self._log.dropped_through() else found.json
+        if found.sample_count < limit and self._log.dropped_through():
+            raise ArchiveNeededError
+        return found.json
 
     def newest_samples(self, limit: int) -> list[StoredSample]:
         """Return current samples, newest first."""
@@ -103,7 +107,7 @@ class History:
     ) -> list[StoredSample]:
         """Return a task's current samples by (miner, validator), of one of them if given."""
         whose = {"validator_hotkey": validator_hotkey, "miner_hotkey": miner_hotkey}
-        recent = self._log.samples_of_task(task_key, **whose)
+        recent = self._log.samples_of_task(task_key, TASK_ROWS_MAX, **whose)
         found = self._filled_up(recent, TASK_ROWS_MAX, task_key=task_key, **whose)
         return sorted(found, key=lambda sample: (sample.miner_hotkey, sample.validator_hotkey))
 

@@ -26,7 +26,7 @@ EXPOSED_HEADERS = (
 
 
 class AddressRates:
-    """Refuses what one address puts beyond its rate, before anything else is looked at."""
+    """Refuses what one address puts beyond its rate, before anything dear is done for it."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings, clients: Clients) -> None:
         self._app = app

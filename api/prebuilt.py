@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.auth import SIGNATURE
 from api.caching import is_match
 from api.dependencies import Service
 from api.edge import DATA_HEADERS
@@ -77,7 +78,7 @@ class PrebuiltAnswers:
                 if_none_match = if_none_match + b"," + value if if_none_match else value
             elif name == b"origin":
                 origin = value
-            elif name == b"x-signature":
+            elif name == SIGNATURE:
                 await self._app(scope, receive, send)
                 return
         # Asked last, since it takes from the sender's credit; who refuses is inside.
@@ -94,6 +95,7 @@ class PrebuiltAnswers:
             start = {**start, "headers": [*start["headers"], *allowed]}
         await send(start)
         await send(NO_BODY if is_known else answer.body)
+        # As `observed.note`, in a third of the time: nothing of it can matter to an operator.
         status = "304" if is_known else "200"
         seconds = time.perf_counter() - begun
         service: Service = scope["state"]["service"]

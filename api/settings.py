@@ -67,14 +67,15 @@ class ApiSettings(BaseSettings):
         2,
         gt=0,
         le=64,
-        description="Threads of a worker that read the log. Python runs one at a time: more of "
-        "them are slower together, and each keeps pages of the log in memory.",
+        description="Threads of a worker that read lists of samples. Python runs one at a time: "
+        "more of them are slower together, and each keeps pages of the log in memory.",
     )
     archive_read_threads: int = Field(
         2,
         gt=0,
         le=64,
-        description="Threads of a worker that read the tables and the archive, which takes longer.",
+        description="Threads of a worker that read whole tasks, the tables and the archive, which "
+        "takes longer.",
     )
     rate_per_address: float = Field(
         100.0,

@@ -1,9 +1,9 @@
 """The threads that read: few of them, so that they do not stand in each other's way.
 
-Python runs one thread at a time, and SQLite lets go of it for every row: with forty threads, as the
-framework has them, a row waits for thirty-nine others, and a page of two hundred samples takes nine
-milliseconds of CPU instead of two. What Parquet is needed for takes tens of milliseconds, so it has
-threads of its own, and the rest does not wait for it.
+Python runs one thread at a time. With forty, as the framework has them, each waits for thirty-nine
+others whenever it comes back from the database, and a page of two hundred samples took nine
+milliseconds of CPU instead of two. What takes long has threads of its own, and so has what must
+never wait for it.
 """
 
 import asyncio
@@ -13,25 +13,34 @@ from typing import TypeVar
 
 from api.settings import ApiSettings
 
+BRIEF_THREADS = 2
+
 T = TypeVar("T")
 
 
 class ReadingThreads:
-    """Threads for questions to the log, and others for the archive. `close` after use."""
+    """Three kinds of threads. `close` after use; what nobody waits for any more is not begun."""
 
     def __init__(self, settings: ApiSettings) -> None:
+        self._brief = ThreadPoolExecutor(BRIEF_THREADS, "reads-brief")
         self._log = ThreadPoolExecutor(settings.log_read_threads, "reads-log")
         self._archive = ThreadPoolExecutor(settings.archive_read_threads, "reads-archive")
 
+    async def brief(self, act: Callable[[], T]) -> T:
+        """Return what `act` returns: how the service is, who is on the blacklist, what a validator
+        that lost an answer must be told.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._brief, act)
+
     async def of_log(self, act: Callable[[], T]) -> T:
-        """Return what `act` returns; where nobody waits for it any more it is not begun."""
+        """Return what `act` returns: some rows of the log."""
         return await asyncio.get_running_loop().run_in_executor(self._log, act)
 
     async def of_archive(self, act: Callable[[], T]) -> T:
-        """Do the same beside those that only the log is asked."""
+        """Return what `act` returns: whatever is of the archive, of the tables, or a whole task."""
         return await asyncio.get_running_loop().run_in_executor(self._archive, act)
 
     def close(self) -> None:
         """Finish what was begun, and begin nothing more."""
-        for threads in (self._log, self._archive):
+        for threads in (self._brief, self._log, self._archive):
             threads.shutdown(cancel_futures=True)

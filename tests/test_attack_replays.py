@@ -213,7 +213,7 @@ def test_replay_of_an_old_vote_never_overwrites_a_newer_one(captured: Captured, 
 
 
 def newest_vote(log: LogReader, name: str, task_id: int) -> bool:
-    (sample,) = log.samples_of_task(str(task_id), validator_hotkey=hotkey(name))
+    (sample,) = log.samples_of_task(str(task_id), 500, validator_hotkey=hotkey(name))
     return sample.passed
 
 

@@ -1,6 +1,7 @@
-"""What is in a generation's file: how it is written, what its views read, the digest of its rows.
+"""What is in a generation's file: how it is written, and the digest of its rows.
 
-Which file is the current one, and how it becomes that, is `warehouse.generation`'s.
+What its views read is `warehouse.archive_views`', which file is the current one
+`warehouse.generation`'s, and how it becomes that `warehouse.publication`'s.
 """
 
 import hashlib

@@ -258,11 +258,14 @@ class LogReader(Protocol):
     def samples_of_task(
         self,
         task_key: str,
+        limit: int,
         *,
         validator_hotkey: str | None = None,
         miner_hotkey: str | None = None,
     ) -> list[StoredSample]:
-        """Return a task's current samples by (miner, validator), of one of them if given."""
+        """Return a task's current samples by (miner, validator), of one of them if given; `limit`
+        at most.
+        """
 
     def votes_of_task(self, task_key: str, limit: int) -> list[VoteRow]:
         """Return the narrow part of a task's current samples, `limit` at most, in no order."""

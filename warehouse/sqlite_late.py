@@ -127,12 +127,13 @@ class SqliteLateLog:
     def samples_of_task(
         self,
         task_key: str,
+        limit: int,
         *,
         validator_hotkey: str | None = None,
         miner_hotkey: str | None = None,
     ) -> list[StoredSample]:
         return self._reading().samples_of_task(
-            task_key, validator_hotkey=validator_hotkey, miner_hotkey=miner_hotkey
+            task_key, limit, validator_hotkey=validator_hotkey, miner_hotkey=miner_hotkey
         )
 
     def votes_of_task(self, task_key: str, limit: int) -> list[VoteRow]:

@@ -8,11 +8,12 @@ VOTE_TYPES = (
 )  # fmt: skip
 BY_VALIDATOR = "s.validator_id = (SELECT id FROM hotkeys WHERE hotkey = :validator)"
 ABOUT_MINER = "s.miner_id = (SELECT id FROM hotkeys WHERE hotkey = :miner)"
-# CROSS JOIN keeps the order of the tables: samples first, by the index that is named.
+# LEFT JOIN keeps the order of the tables: samples first, by the index that is named. And a sample
+# whose texts or hotkeys cannot be found is damage; with another join it would not be there.
 JOINED = """
-    CROSS JOIN sample_texts AS t USING (seq)
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    LEFT JOIN sample_texts AS t USING (seq)
+    LEFT JOIN hotkeys AS v ON v.id = s.validator_id
+    LEFT JOIN hotkeys AS m ON m.id = s.miner_id
 """
 # A newer version of the same (task, miner, validator) hides a sample. The index is named because
 # the planner picks another one, which takes a hundred times as long.
@@ -52,6 +53,8 @@ TEXTS_OF_SAMPLE = ("v.hotkey", "m.hotkey", "t.sample_id", "t.prompt", "t.s3_buck
 AS_DECLARED = " AND ".join(
     [
         *(f"typeof({column}) = 'text'" for column in TEXTS_OF_SAMPLE),
+        # Until the year 9999, beyond which an instant has no text.
+        "s.received_at_ms BETWEEN 0 AND 253402300799999",
         *(f"typeof(s.{column}) = 'integer'" for column in ("received_at_ms", "passed")),
         *(f"typeof(s.{column}) IN ('integer', 'null')" for column in ("confidence", "latency_ms")),
         *(f"typeof(t.{name}) IN ('text', 'null')" for name in ("reasoning", "generated_artifacts")),
@@ -62,8 +65,9 @@ AS_DECLARED = " AND ".join(
 def _at_once(shape: str, source: str) -> str:
     """Return the question for how many samples there are and all of them, each as `shape` has it.
 
-    NULL instead of the array where one is not as it was declared. The aggregate takes rows in the
-    order of a subquery that has a LIMIT; without one the order is nobody's promise.
+    NULL instead of the array where one is not as it was declared. SQLite's aggregate takes rows as
+    the subquery gives them; a promise of it would cost a sort of wide rows, so tests hold it to it.
+    `source` has a LIMIT: without one each row would be rendered twice.
     """
     return f"""
         SELECT count(*),
@@ -88,19 +92,20 @@ OF_MINER, OF_MINER_TOLD = _at_once(ROW, _OF_MINER), _at_once(TOLD, _OF_MINER)
 OF_SUBMISSION = _at_once(
     ROW,
     f"""{JOINED} WHERE s.seq > :seq
-        AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq)""",
+        AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq) LIMIT -1""",
 )
-OF_TASK = _at_once(ROW, _OF_TASK)
-OF_TASK_AND_VALIDATOR = _at_once(ROW, f"{_OF_TASK} AND {BY_VALIDATOR}")
-OF_TASK_AND_MINER = _at_once(ROW, f"{_OF_TASK} AND {ABOUT_MINER}")
-OF_TASK_VALIDATOR_AND_MINER = _at_once(ROW, f"{_OF_TASK} AND {ABOUT_MINER} AND {BY_VALIDATOR}")
+OF_TASK = _at_once(ROW, f"{_OF_TASK} LIMIT :limit")
+OF_TASK_AND_VALIDATOR = _at_once(ROW, f"{_OF_TASK} AND {BY_VALIDATOR} LIMIT :limit")
+OF_TASK_AND_MINER = _at_once(ROW, f"{_OF_TASK} AND {ABOUT_MINER} LIMIT :limit")
+OF_TASK_VALIDATOR_AND_MINER = _at_once(
+    ROW, f"{_OF_TASK} AND {ABOUT_MINER} AND {BY_VALIDATOR} LIMIT :limit"
+)
 VOTES_OF_TASK = f"""
-    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
-        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey, {TASK_ID}, CAST(s.task AS TEXT), s.passed,
         s.confidence, s.latency_ms
     FROM samples AS s INDEXED BY samples_version
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    LEFT JOIN hotkeys AS v ON v.id = s.validator_id
+    LEFT JOIN hotkeys AS m ON m.id = s.miner_id
     WHERE s.task = :task AND {IS_CURRENT} LIMIT :limit
 """
 # Samples can leave the log by retention, their seqs never come again: the greatest of all is the
@@ -115,13 +120,12 @@ EVENTS = """
     SELECT seq, received_at_ms, kind, subject, detail, admin_hotkey FROM events
     WHERE seq > ? AND seq <= ? ORDER BY seq
 """
-VOTES = """
-    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey,
-        iif(typeof(s.task) = 'integer', s.task, NULL), CAST(s.task AS TEXT), s.passed,
+VOTES = f"""
+    SELECT s.seq, s.received_at_ms, v.hotkey, m.hotkey, {TASK_ID}, CAST(s.task AS TEXT), s.passed,
         s.confidence, s.latency_ms
     FROM samples AS s
-    CROSS JOIN hotkeys AS v ON v.id = s.validator_id
-    CROSS JOIN hotkeys AS m ON m.id = s.miner_id
+    LEFT JOIN hotkeys AS v ON v.id = s.validator_id
+    LEFT JOIN hotkeys AS m ON m.id = s.miner_id
     WHERE s.seq > ? AND s.seq <= ? ORDER BY s.seq LIMIT ?
 """
 TEXTS = """

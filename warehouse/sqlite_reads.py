@@ -153,6 +153,7 @@ class SqliteReader:
     def samples_of_task(
         self,
         task_key: str,
+        limit: int,
         *,
         validator_hotkey: str | None = None,
         miner_hotkey: str | None = None,
@@ -163,7 +164,7 @@ class SqliteReader:
             (False, True): OF_TASK_AND_MINER,
             (True, True): OF_TASK_VALIDATOR_AND_MINER,
         }[validator_hotkey is not None, miner_hotkey is not None]
-        asked = {"validator": validator_hotkey, "miner": miner_hotkey}
+        asked = {"validator": validator_hotkey, "miner": miner_hotkey, "limit": limit}
         found = self._samples(question, {"task": stored_task(task_key), **asked})
         return sorted(found, key=attrgetter("miner_hotkey", "validator_hotkey"))
 
@@ -177,7 +178,7 @@ class SqliteReader:
         return latest
 
     def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
-        for chunk in self._chunks(VOTES, after, through, VOTES_CHUNK_ROWS):
+        for chunk in self._chunks(VOTES, after, through, VOTES_CHUNK_ROWS, VOTE_TYPES):
             yield [VoteRow._make(row) for row in chunk]
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
@@ -237,9 +238,9 @@ class SqliteReader:
         return [StoredSample._make(row) for row in orjson.loads(told)]
 
     def _chunks(
-        self, sql: str, after: int, through: int, rows_max: int
+        self, sql: str, after: int, through: int, rows_max: int, types: Types = ()
     ) -> Iterator[list[tuple[Any, ...]]]:
-        while rows := self._rows(sql, (after, through, rows_max)):
+        while rows := self._rows(sql, (after, through, rows_max), types):
             # Or the same rows would come again and again.
             if not all(one[0] < next_[0] for one, next_ in itertools.pairwise([(after,), *rows])):
                 raise LogDamagedError(f"what follows seq {after} is out of order")

@@ -27,22 +27,24 @@ def _answer(entry: BlacklistEntry) -> dict[str, Any]:
 
 
 @router.get("", response_model=list[BlacklistEntryResponse], responses=documented(503))
-def entries(log: Reader) -> Response:
+async def entries(log: Reader, parts: TheService) -> Response:
     """Return all entries by hotkey."""
-    blacklist = log.admin_state().blacklist
+    blacklist = (await parts.threads.brief(log.admin_state)).blacklist
     return JsonResponse(orjson.dumps([_answer(blacklist[hotkey]) for hotkey in sorted(blacklist)]))
 
 
 @router.get("/miners", response_model=list[str], responses=documented(503))
-def hotkeys(log: Reader) -> Response:
+async def hotkeys(log: Reader, parts: TheService) -> Response:
     """Return the blacklisted hotkeys alone."""
-    return JsonResponse(orjson.dumps(sorted(log.admin_state().blacklist)))
+    state = await parts.threads.brief(log.admin_state)
+    return JsonResponse(orjson.dumps(sorted(state.blacklist)))
 
 
 @router.get("/{hotkey}", response_model=BlacklistEntryResponse, responses=documented(400, 404, 503))
-def entry(hotkey: HotkeyText, log: Reader) -> Response:
+async def entry(hotkey: HotkeyText, log: Reader, parts: TheService) -> Response:
     """Return one entry."""
-    found = log.admin_state().blacklist.get(check_hotkey(hotkey))
+    checked = check_hotkey(hotkey)
+    found = (await parts.threads.brief(log.admin_state)).blacklist.get(checked)
     if found is None:
         raise HTTPException(404, "this hotkey is not on the blacklist")
     return JsonResponse(orjson.dumps(_answer(found)))

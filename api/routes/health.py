@@ -134,9 +134,10 @@ def health_of(parts: Service, at_ms: int) -> dict[str, Any]:
 
 
 @router.get("/health", response_model=HealthResponse)
-def health(parts: TheService) -> Response:
+async def health(parts: TheService) -> Response:
     """Say how the service is; `problems` explains "degraded". 200 in both cases."""
-    content = orjson.dumps(health_of(parts, now_ms()))
+    found = await parts.threads.brief(lambda: health_of(parts, now_ms()))
+    content = orjson.dumps(found)
     return JsonResponse(content, headers={"Cache-Control": "no-store"})
 
 
@@ -147,9 +148,9 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", response_model=StatusResponse, responses=documented(503))
-def ready(parts: TheService) -> Any:
+async def ready(parts: TheService) -> Any:
     """Say whether this worker can serve: a generation is loaded and the log answers."""
-    problem = log_problem(parts.reader)
+    problem = await parts.threads.brief(lambda: log_problem(parts.reader))
     if problem is None and parts.snapshots.latest is None:
         problem = parts.snapshots.problem or "no generation has been published yet"
     problem = problem or lagging_log(parts)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 
 from api import rendering
 from api.bodies import INT63_MAX
-from api.dependencies import Current, MinerHotkey, TheService, materialised, validator
+from api.dependencies import Current, MinerHotkey, TheService, materialised, rendered, validator
 from api.errors import documented
 from api.models import MinerResponse, MinersListResponse, MinerTaskEntry
 from api.openapi import signed
@@ -21,7 +21,7 @@ def _private(parts: TheService) -> str:
 @router.get("/list", response_model=MinersListResponse, responses=documented(503))
 async def miners_list(request: Request, snapshot: Current) -> Response:
     """Return all miners, valid and invalid."""
-    return materialised(request, snapshot.etag, lambda: snapshot.answers["/miners/list"])
+    return materialised(request, snapshot.etag, snapshot.answers["/miners/list"])
 
 
 @router.get(
@@ -36,7 +36,7 @@ async def miners_all(request: Request, snapshot: Current, parts: TheService) -> 
     return materialised(
         request,
         snapshot.etag,
-        lambda: snapshot.answers["/miners/list"],
+        snapshot.answers["/miners/list"],
         cache_control=_private(parts),
     )
 
@@ -51,14 +51,14 @@ async def miners_all(request: Request, snapshot: Current, parts: TheService) -> 
 async def miners_valid(request: Request, snapshot: Current, parts: TheService) -> Response:
     """Return the valid miners; `total` counts all."""
     return materialised(
-        request, snapshot.etag, lambda: snapshot.valid_miners, cache_control=_private(parts)
+        request, snapshot.etag, snapshot.valid_miners, cache_control=_private(parts)
     )
 
 
 def _miner(request: Request, snapshot: Current, found: bytes | None) -> Response:
     if found is None:
         raise HTTPException(404, "no such miner")
-    return materialised(request, snapshot.etag, lambda: found)
+    return materialised(request, snapshot.etag, found)
 
 
 @router.get("/uid/{uid}", response_model=MinerResponse, responses=documented(400, 404, 503))
@@ -88,20 +88,6 @@ async def miner(request: Request, miner_hotkey: MinerHotkey, snapshot: Current) 
     response_model=list[MinerTaskEntry],
     responses=documented(400, 503),
 )
-def miner_tasks(
-    request: Request, miner_hotkey: MinerHotkey, snapshot: Current, parts: TheService
-) -> Response:
+async def miner_tasks(request: Request, miner_hotkey: MinerHotkey, snapshot: Current) -> Response:
     """Return how a miner's tasks came out, newest first."""
-    return tasks_of(request, miner_hotkey, snapshot, parts)
-
-
-def tasks_of(request: Request, hotkey: str, snapshot: Current, parts: TheService) -> Response:
-    """Answer with a miner's [MinerTaskEntry]."""
-    return materialised(
-        request,
-        snapshot.etag,
-        lambda: parts.snapshots.rendered.get(
-            (snapshot.snapshot_id, "miner_tasks", hotkey),
-            lambda: snapshot.render(rendering.miner_tasks, hotkey),
-        ),
-    )
+    return await rendered(request, snapshot, rendering.miner_tasks, miner_hotkey)

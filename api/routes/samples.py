@@ -36,6 +36,7 @@ router = APIRouter(prefix="/samples", tags=["samples"])
 def _answer(
     sample: Sample | StoredSample, seq: int, validator_hotkey: str, received_at_ms: int
 ) -> dict[str, Any]:
+    # As `warehouse.sqlite_questions.TOLD` has SQLite write it.
     return {
         "id": seq,
         "sample_id": sample.sample_id,
@@ -84,7 +85,7 @@ async def _append(
         ]
     used_by = (appended.method, appended.path, appended.sample_count)
     if used_by == (request.method, request.path, len(samples)):
-        stored = await parts.threads.of_log(
+        stored = await parts.threads.brief(
             lambda: parts.reader.submission_samples(appended.submission_seq)
         )
         if len(stored) == len(samples):
@@ -187,7 +188,8 @@ async def samples_of_task(
     hotkey = check_hotkey(validator_hotkey)
     task_key = _required_task_key(task_id, sample_id)
     return await parts.reading(
-        lambda history: _answers(history.samples_of_task(task_key, validator_hotkey=hotkey))
+        lambda history: _answers(history.samples_of_task(task_key, validator_hotkey=hotkey)),
+        is_long=True,
     )
 
 

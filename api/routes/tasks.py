@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from api import rendering
 from api.bodies import INT63_MAX, TaskAnnouncement
 from api.dependencies import (
     ByAdmin,
@@ -21,6 +22,7 @@ from api.dependencies import (
     TheService,
     admin_body,
     check_hotkey,
+    rendered,
 )
 from api.errors import JsonResponse, documented
 from api.history import History
@@ -33,7 +35,6 @@ from api.models import (
     TaskMinerDetailResponse,
 )
 from api.openapi import signed
-from api.routes.miners import tasks_of
 from api.snapshot import Snapshot
 from warehouse.log import VoteRow
 from warehouse.records import StoredSample
@@ -110,31 +111,34 @@ def _detail(answer: dict[str, Any]) -> Response:
 
 
 @router.get("/latest", response_model=LatestTaskResponse, responses=documented(404, 503))
-def latest(log: Reader) -> Response:
+async def latest(log: Reader, parts: TheService) -> Response:
     """Return the latest announced task; while none was announced, the greatest sampled one."""
-    task_id = log.admin_state().latest_task_id
-    if task_id is None:
-        task_id = log.latest_sampled_task()
+
+    def found() -> int | None:
+        announced = log.admin_state().latest_task_id
+        return log.latest_sampled_task() if announced is None else announced
+
+    task_id = await parts.threads.brief(found)
     if task_id is None:
         raise HTTPException(404, "there is no task yet")
     return JsonResponse(orjson.dumps({"task_id": task_id}))
 
 
 @router.get("", response_model=list[MinerTaskEntry], responses=documented(400, 503))
-def tasks_of_miner(
-    request: Request,
-    miner_hotkey: HotkeyQuery,
-    snapshot: Current,
-    parts: TheService,
+async def tasks_of_miner(
+    request: Request, miner_hotkey: HotkeyQuery, snapshot: Current
 ) -> Response:
     """Return how a miner's tasks came out, newest first."""
-    return tasks_of(request, check_hotkey(miner_hotkey), snapshot, parts)
+    checked = check_hotkey(miner_hotkey)
+    return await rendered(request, snapshot, rendering.miner_tasks, checked)
 
 
 @router.get("/{task_id}", response_model=TaskDetailResponse, responses=documented(400, 404, 503))
 async def task(task_id: TaskId, snapshot: Current, parts: TheService) -> Response:
     """Return how a task came out for every miner that was judged on it."""
-    return await parts.reading(lambda history: _task(task_id, history, snapshot, parts))
+    return await parts.reading(
+        lambda history: _task(task_id, history, snapshot, parts), is_long=True
+    )
 
 
 def _task(task_id: int, history: History, snapshot: Snapshot, parts: Service) -> Response:

@@ -7,7 +7,7 @@ import duckdb
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from api import rendering
-from api.dependencies import Service, TheService, materialised
+from api.dependencies import Service, TheService, is_known, materialised
 from api.errors import documented
 from api.instants import parse_instant_ms
 from api.models import WeightsResponse
@@ -63,19 +63,22 @@ def _past(request: Request, parts: Service, at: str) -> Response:
         raise HTTPException(400, "at is too long")
     generation, is_named = found_generation(parts.snapshots.generations, at)
     age = parts.settings.past_weights_max_age_seconds
+    etag, content = f'"{generation.snapshot_id}"', b""
+    if not is_known(request, etag):
+        content = parts.snapshots.rendered.get(
+            (generation.snapshot_id, "weights"), lambda: weights_of(generation)
+        )
     return materialised(
         request,
-        f'"{generation.snapshot_id}"',
-        lambda: parts.snapshots.rendered.get(
-            (generation.snapshot_id, "weights"), lambda: weights_of(generation)
-        ),
+        etag,
+        content,
         # A name means the same for ever; a time means another one when generations come and go.
         cache_control=f"public, max-age={age}, immutable" if is_named else None,
     )
 
 
 @router.get("/weights", response_model=WeightsResponse, responses=documented(400, 404, 503))
-def weights(
+async def weights(
     request: Request,
     parts: TheService,
     at: Annotated[
@@ -86,5 +89,5 @@ def weights(
     """Return the weights to set on chain; do not set them after `valid_until`."""
     snapshot = parts.snapshots.current()
     if at is not None:
-        return _past(request, parts, at)
-    return materialised(request, snapshot.etag, lambda: snapshot.answers["/weights"])
+        return await parts.threads.of_archive(lambda: _past(request, parts, at))
+    return materialised(request, snapshot.etag, snapshot.answers["/weights"])

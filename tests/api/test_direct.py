@@ -8,6 +8,7 @@ import pytest
 from api import direct
 from api.dependencies import PAGE_ROWS_MAX
 from api.history import History
+from api.snapshot import Snapshot
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
 from tests.builders import hotkey, sample_body
@@ -33,6 +34,12 @@ SIGNED = [
     "/samples/miner/nobody",
     "/samples/validator/%2e%2e",
 ]
+STATUSES = {
+    f"/tasks/{TASK}/miner/nobody": 400,
+    f"/tasks/999/miner/{hotkey('old')}": 404,
+    "/samples/miner/nobody": 400,
+    "/samples/validator/%2e%2e": 400,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def judged(server):
 
 
 def told(answer: httpx.Response):
-    # Links are signed anew and a request has a name of its own; lengths tell of all headers.
+    # A request has a name of its own.
     left_out = {"date", "x-request-id"}
     headers = {name: value for name, value in answer.headers.items() if name not in left_out}
     return answer.status_code, headers, answer.content
@@ -77,6 +84,7 @@ def test_both_ways_say_the_same(judged, ways, path, method):
     long = judged.http.request(method, odd(path), headers={"Origin": "https://example.org"})
     assert ways == [True, False]
     assert told(short) == told(long)
+    assert short.status_code == STATUSES.get(path, 200)
 
 
 @pytest.mark.parametrize("name", ["big", "nobody"])
@@ -85,7 +93,8 @@ def test_both_ways_say_the_same_to_who_signs(judged, ways, path, name):
     answers = [judged.signed(name, "GET", one) for one in (path, odd(path))]
     assert ways == [True, False]
     assert told(answers[0]) == told(answers[1])
-    assert answers[0].status_code == (401 if name == "nobody" else answers[0].status_code)
+    expected = 401 if name == "nobody" else STATUSES.get(path, 200)
+    assert answers[0].status_code == expected
     unsigned = [judged.get(one) for one in (path, odd(path))]
     assert told(unsigned[0]) == told(unsigned[1])
     assert unsigned[0].status_code == 401
@@ -127,6 +136,53 @@ def test_what_nobody_expects_is_a_500_and_told_once(judged, caplog, monkeypatch)
     (record,) = [one for one in caplog.records if one.exc_info]
     assert isinstance(record.exc_info[1], ZeroDivisionError)
     assert record.request_id == failed.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/samples/list", 200),
+        (f"/tasks/{TASK}/miner/{hotkey('old')}", 503),
+        (f"/tasks/{TASK}/miner/nobody", 400),
+    ],
+)
+def test_both_ways_say_the_same_before_the_first_generation(warehouse_settings, path, status):
+    with Server(API_SETTINGS, warehouse_settings) as server:
+        short, long = server.get(path), server.get(odd(path))
+    assert told(short) == told(long)
+    assert short.status_code == status
+
+
+def test_what_waits_to_be_rendered_holds_up_nothing_else(warehouse_settings, monkeypatch):
+    publish_subnet(warehouse_settings)
+    rendering, go_on = threading.Event(), threading.Event()
+    render = Snapshot.render
+
+    def slow(snapshot, question, miner):
+        if miner != hotkey("old"):
+            rendering.set()
+            assert go_on.wait(30)
+        return render(snapshot, question, miner)
+
+    monkeypatch.setattr(Snapshot, "render", slow)
+    with Server(API_SETTINGS, warehouse_settings) as server:
+        kept = f"/miners/{hotkey('old')}/tasks"
+        assert server.get(kept).status_code == 200
+
+        def ask(name):
+            url = f"http://127.0.0.1:{server.port}/miners/{hotkey(name)}/tasks"
+            assert httpx.get(url, trust_env=False, timeout=60).status_code == 200
+
+        asking = [threading.Thread(target=ask, args=(f"m{number}",)) for number in range(5)]
+        for one in asking:
+            one.start()
+        assert rendering.wait(30)
+        for path in (kept, "/health", "/health/ready", "/blacklist", "/tasks/latest"):
+            assert server.get(path).status_code in {200, 404}
+        assert server.get("/samples/list").json() == []
+        go_on.set()
+        for one in asking:
+            one.join()
 
 
 def test_as_many_read_the_log_as_are_set_and_the_tables_are_read_meanwhile(

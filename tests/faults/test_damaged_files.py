@@ -34,7 +34,7 @@ QUESTIONS = {
     "newest as JSON": lambda log: log.samples_as_json(500),
     "of a validator as JSON": lambda log: log.samples_as_json(500, validator_hotkey=hotkey("v")),
     "of a miner as JSON": lambda log: log.samples_as_json(500, miner_hotkey=hotkey("a")),
-    "of a task": lambda log: log.samples_of_task("3"),
+    "of a task": lambda log: log.samples_of_task("3", 500),
     "of a submission": lambda log: log.submission_samples(3),
     "latest task": lambda log: log.latest_sampled_task(),
     "votes": lambda log: list(log.votes_between(0, 99)),

@@ -8,7 +8,7 @@ import apsw
 import pytest
 
 from tests.warehouse.builders import append, hotkey, request, sample, settings
-from warehouse import sqlite_keeper
+from warehouse import sqlite_keeper, sqlite_transaction
 from warehouse.files import LOCK_POLL_SECONDS
 from warehouse.log import (
     LogBusyError,
@@ -111,14 +111,14 @@ def test_lists_show_the_newest_version_only(log):
     assert [row.seq for row in log.newest_samples(2)] == [7, 5]
     assert [row.seq for row in log.samples_of_validator(hotkey("validator"), 10)] == [5, 3]
     assert [row.seq for row in log.samples_of_miner(hotkey("a"), 10)] == [7, 5]
-    of_task = {row.seq for row in log.samples_of_task("1")}
+    of_task = {row.seq for row in log.samples_of_task("1", 500)}
     assert of_task == {3, 5, 7}
     other = hotkey("other")
-    assert [row.seq for row in log.samples_of_task("1", validator_hotkey=other)] == [7]
-    assert {row.seq for row in log.samples_of_task("1", miner_hotkey=hotkey("a"))} == {5, 7}
+    assert [row.seq for row in log.samples_of_task("1", 500, validator_hotkey=other)] == [7]
+    assert {row.seq for row in log.samples_of_task("1", 500, miner_hotkey=hotkey("a"))} == {5, 7}
     both = {"validator_hotkey": other, "miner_hotkey": hotkey("a")}
-    assert [row.seq for row in log.samples_of_task("1", **both)] == [7]
-    assert log.samples_of_task("2") == []
+    assert [row.seq for row in log.samples_of_task("1", 500, **both)] == [7]
+    assert log.samples_of_task("2", 500) == []
 
 
 def test_a_signature_is_good_for_one_write(log):
@@ -290,6 +290,60 @@ def test_one_append_that_cannot_be_stored_fails_alone(log, keeper):
     failed = [type(future.exception()) for future in futures]
     assert failed == [type(None)] * 3 + [LogUnavailableError] + [type(None)] * 2
     assert log.head() == 10
+    assert keeper.check() == []
+
+
+def names(log):
+    return {(one.validator_hotkey, one.miner_hotkey) for one in log.newest_samples(500)}
+
+
+def test_what_a_failed_commit_named_is_named_anew(log, keeper):
+    append(log, sample("a"), signer="v")
+    # Both hotkeys are stored before the text that cannot be.
+    with pytest.raises(LogUnavailableError):
+        append_unchecked(log, sample("b", prompt="\ud800"), signer="w")
+    # They would have had the ids that these get now.
+    append(log, sample("c"), signer="x")
+    append(log, sample("b"), signer="w")
+    assert names(log) == {
+        (hotkey("v"), hotkey("a")), (hotkey("x"), hotkey("c")), (hotkey("w"), hotkey("b")),
+    }  # fmt: skip
+    assert keeper.check() == []
+
+
+def append_unchecked(log, one, signer):
+    """Append what no body could say."""
+    return log.append_samples(request(signer), [one], None).result(30)
+
+
+def test_ids_of_another_file_are_not_those_of_this_one(log, tmp_path):
+    append(log, sample("a"), signer="v")
+    append(log, sample("b"), signer="w")
+    elsewhere = SqliteLog(settings(tmp_path / "elsewhere"))
+    append(elsewhere, sample("b"), signer="w")
+    elsewhere.close()
+    elsewhere.path.replace(log.path)
+    for leftover in ("-wal", "-shm"):
+        log.path.with_name(log.path.name + leftover).unlink()
+    with pytest.raises(LogUnavailableError, match="not the file that was opened"):
+        append(log, sample("a"), signer="v")
+    append(log, sample("a"), signer="v")
+    append(log, sample("b", 2), signer="w")
+    keeper = SqliteKeeper(log.settings)
+    assert names(keeper) == {(hotkey("v"), hotkey("a")), (hotkey("w"), hotkey("b"))}
+    assert keeper.check() == []
+    keeper.close()
+
+
+def test_more_hotkeys_than_are_kept(log, keeper, monkeypatch):
+    monkeypatch.setattr(sqlite_transaction, "HOTKEYS_KEPT_MAX", 2)
+    given = set()
+    for number in range(3):
+        for signer in ("v", "w"):
+            miners = [f"m{number}", f"n{number}"]
+            append(log, *(sample(one, number) for one in miners), signer=signer)
+            given |= {(hotkey(signer), hotkey(one)) for one in miners}
+    assert names(log) == given
     assert keeper.check() == []
 
 

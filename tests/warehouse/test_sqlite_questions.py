@@ -130,10 +130,19 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [b"\xff\x00", 1.5])
 @pytest.mark.parametrize(
-    ("table", "column"),
-    [(table, column) for table, columns in COLUMNS.items() for column in columns],
+    ("table", "column", "value"),
+    [
+        *(
+            (table, column, value)
+            for table, columns in COLUMNS.items()
+            for column in columns
+            for value in (b"\xff\x00", 1.5)
+        ),
+        # Of no year that has a text.
+        ("samples", "received_at_ms", 2**60),
+        ("samples", "received_at_ms", -(2**60)),
+    ],
 )
 def test_what_is_of_another_type_is_damage(log, table, column, value):
     log.append_samples(request("v"), [sample("a", 1), sample("a", 2)], None).result(30)
@@ -156,14 +165,40 @@ def test_what_is_of_another_type_is_damage(log, table, column, value):
     raw.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = {last}", (value,))
     raw.close()
     reader = SqliteReader(log.settings)
+    assert_damaged(reader)
+    reader.close()
+
+
+def assert_damaged(reader):
     questions = [
         lambda: reader.samples_as_json(5),
+        lambda: reader.samples_as_json(5, validator_hotkey=hotkey("v")),
         lambda: reader.newest_samples(5),
         lambda: reader.submission_samples(1),
-        lambda: reader.samples_of_task("2"),
+        lambda: reader.samples_of_task("2", 500),
     ]
     for ask in questions:
         with pytest.raises(LogDamagedError):
             ask()
     assert "damaged" in str(reader.damage())
+
+
+@pytest.mark.parametrize("table", ["sample_texts", "hotkeys"])
+def test_what_cannot_be_found_is_damage_and_no_shorter_list(log, table):
+    log.append_samples(request("v"), [sample("a", 1), sample("a", 2)], None).result(30)
+    raw = apsw.Connection(str(log.path))
+    for trigger in ("hotkeys_never_deleted", "sample_texts_deleted_once_archived"):
+        raw.execute(f"DROP TRIGGER {trigger}")
+    raw.execute(f"DELETE FROM {table} WHERE rowid = (SELECT max(rowid) FROM {table})")
+    raw.close()
+    reader = SqliteReader(log.settings)
+    if table == "sample_texts":
+        assert_damaged(reader)
+    else:
+        # The miner's: it is not known any more that it is this one's.
+        for ask in (lambda: reader.samples_as_json(5), lambda: list(reader.votes_between(0, 9))):
+            with pytest.raises(LogDamagedError):
+                ask()
+        with pytest.raises(LogDamagedError):
+            reader.votes_of_task("1", 500)
     reader.close()
