@@ -1,10 +1,10 @@
 """Every request, as operators see it: counted by route, and told in the log when it matters.
 
 Around the other layers, so that their refusals are seen, too; the layer of prebuilt answers counts
-them itself. A line of the log has method, route, status, duration, hotkey and request id; never a body, a
-signature or a query. What anybody can provoke is counted and not told, but for what fails: a line
-of that costs its sender a request. A refusal names its id, so that whoever reports it and the line
-are brought together.
+them itself. A line of the log has method, route, status, duration, hotkey and request id; never a
+body, a signature or a query. What anybody can provoke is counted and not told, but for what fails:
+a line of that costs its sender a request. A refusal names its id, so that whoever reports it and
+the line are brought together.
 """
 
 import logging

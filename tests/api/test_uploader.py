@@ -361,7 +361,7 @@ def test_an_upload_under_way_keeps_its_lease(patient, log, faults):
     append(log, sample())
     faults.mode = "hold"
     due = "SELECT due_at_ms, claim FROM outbox"
-    with Courier(patient.model_copy(update={"outbox_lease_seconds": 3})):
+    with Courier(patient.model_copy(update={"outbox_lease_seconds": 1})):
         wait_for(lambda: faults.puts)
         ((first, token),) = raw(log, due)
         wait_for(lambda: raw(log, due)[0][0] > first)
