@@ -10,7 +10,7 @@ def clean_environment(root: Path) -> dict[str, str]:
     """Return this process's environment without settings of the service, and without numpy.
 
     numpy is there for pictures only (`requirements.lock` does not name it), and pyarrow would load
-    it in every worker: 11 MB that no operator has.
+    it in every run: 11 MB that no operator has.
     """
     without = root / "without"
     without.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ POST_P99_MS_MAX = 100.0
 # Caches fill and the allocator finds its size: the first fifth says nothing about growth.
 WARM_UP_SHARE = 0.2
 MB_PER_HOUR_MAX = 30.0
-# Of the fewest: a burst takes more threads, and each its own connection, for ten seconds.
+# Of the fewest: connections come and go with a burst.
 HANDLES_MORE_MAX = 4
 # A shorter run shows the noise of allocator and thread pool, not a slope.
 JUDGED_MINUTES_MIN = 10.0
