@@ -39,10 +39,10 @@ CONNECTION_SECONDS_MAX = 20.0
 # 16 MiB of rendered answers, SQLite's pages, addresses and keys. A leak of 1 kB a request would be
 # 100 MB in the long form.
 GROWTH_BYTES_MAX = 64 * 2**20
-# Those that read, of three kinds; each opens the log when it is first needed, which no warming can
-# make sure of: the file, its WAL and its index.
-THREADS_OF_A_WORKER = 6
-GROWTH_THREADS_MAX = THREADS_OF_A_WORKER
+# Those that read, of three kinds, and the log's writer. Each starts, and opens the log (the file,
+# its WAL and its index), when it is needed first, which no warming can make sure of.
+THREADS_OF_A_WORKER = 7
+GROWTH_THREADS_MAX = THREADS_OF_A_WORKER + 2
 GROWTH_HANDLES_MAX = 3 * THREADS_OF_A_WORKER + 12
 WARMED = ("/samples/list", "/tasks/1", "/health")
 WARMING_REQUESTS = 48 * len(WARMED)
