@@ -27,6 +27,7 @@ from api.snapshot import Snapshots
 from api.threads import ReadingThreads
 from warehouse.backends import open_log
 from warehouse.generation import Generations
+from warehouse.log import LogError, LogReader
 from warehouse.settings import WarehouseSettings
 
 # Prometheus looks every ten seconds or so.
@@ -37,6 +38,12 @@ class State(TypedDict):
     """What every request carries."""
 
     service: Service
+
+
+def _opened(log: LogReader) -> None:
+    """Have a thread open the log, if that can be done now; else it will when it is asked."""
+    with suppress(LogError):
+        log.head()
 
 
 async def _settled(metrics: Metrics) -> NoReturn:
@@ -68,7 +75,7 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             rates = Rates(warehouse_settings.leoma_home.absolute() / "run" / "rates")
             snapshots.open()
             media.open()
-            threads = ReadingThreads(settings)
+            threads = ReadingThreads(settings, lambda: _opened(log))
             prepare_routes(app)
             counting = asyncio.create_task(_settled(metrics))
             try:

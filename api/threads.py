@@ -9,6 +9,7 @@ never wait for it.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import TypeVar
 
 from api.settings import ApiSettings
@@ -19,12 +20,16 @@ T = TypeVar("T")
 
 
 class ReadingThreads:
-    """Three kinds of threads. `close` after use; what nobody waits for any more is not begun."""
+    """Three kinds of threads. `close` after use; what nobody waits for any more is not begun.
 
-    def __init__(self, settings: ApiSettings) -> None:
-        self._brief = ThreadPoolExecutor(BRIEF_THREADS, "reads-brief")
-        self._log = ThreadPoolExecutor(settings.log_read_threads, "reads-log")
-        self._archive = ThreadPoolExecutor(settings.archive_read_threads, "reads-archive")
+    All of them start now, with `begin`, which opens what a thread will need and raises nothing: so
+    a worker holds from its start what it will hold, and no request waits for that.
+    """
+
+    def __init__(self, settings: ApiSettings, begin: Callable[[], None]) -> None:
+        self._brief = _begun("reads-brief", BRIEF_THREADS, begin)
+        self._log = _begun("reads-log", settings.log_read_threads, begin)
+        self._archive = _begun("reads-archive", settings.archive_read_threads, begin)
 
     async def brief(self, act: Callable[[], T]) -> T:
         """Return what `act` returns: how the service is, who is on the blacklist, what a validator
@@ -44,3 +49,17 @@ class ReadingThreads:
         """Finish what was begun, and begin nothing more."""
         for threads in (self._brief, self._log, self._archive):
             threads.shutdown(cancel_futures=True)
+
+
+def _begun(name: str, count: int, begin: Callable[[], None]) -> ThreadPoolExecutor:
+    threads = ThreadPoolExecutor(count, name)
+    together = Barrier(count)
+
+    def begin_together() -> None:
+        # Or one thread would do it for all, and the others not be started.
+        together.wait()
+        begin()
+
+    for begun in [threads.submit(begin_together) for _ in range(count)]:
+        begun.result()
+    return threads
