@@ -4,6 +4,7 @@ Exits non-zero when something failed, not when something was slow: a missed targ
 """
 
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -32,13 +33,13 @@ GROWN, MOVED = f"Run after {NEW_SAMPLES:,} new samples", "Run after stakes moved
 OLD_MINER_TASKS = 20_000
 SYNCS = 221  # 200 after the first ones, which fill caches
 SYNCS_MB_MAX = 16  # what the allocator may keep; a leak of one answer a sync is more
-WRITE_TASKS = 10  # a round of writes: 40,000 samples
 OUTAGE_SECONDS = 60
 PARTS = (
     "runs", "publishing", "reads", "together", "live", "writes", "singles", "syncs", "links",
     "outbox", "outage",
 )  # fmt: skip
 NEED_TABLES = {"together", "reads", "live", "writes", "singles"}
+NEED_WRK = {"reads", "live", "writes", "singles"}
 # Of a log with 10,000,000 samples; a shorter one takes its share.
 REBUILD_SECONDS_MAX, REBUILT_SAMPLES = 120.0, 10_000_000
 RUN_MB_MAX, WORKER_MB_MAX = 500, 150
@@ -146,9 +147,7 @@ class Parts:
         first_task = _open_tasks(self.home)
         writes = step(
             "Writes, two workers",
-            lambda: servers.measure_writes(
-                self.logs, self.given, self.root, first_task, WRITE_TASKS
-            ),
+            lambda: servers.measure_writes(self.logs, self.given, self.root, first_task),
         )
         inserts = step("Bare inserts", lambda: limits.bare_inserts_per_second(self.home))
         verify = step("sr25519", limits.verifications_per_second)
@@ -355,6 +354,9 @@ def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
 )
 def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_seconds: int) -> None:
     """Measure the service; the history is kept under build/bench for the next time."""
+    if NEED_WRK & set(only or PARTS) and shutil.which("wrk") is None:
+        # Before what takes minutes.
+        raise click.ClickException("wrk makes the load and is missing: apt-get install wrk")
     surroundings, shape = report.machine(), history.Shape.of(samples)
     figures: list[Figure] = []
     failure: Exception | None = None

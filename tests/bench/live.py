@@ -2,15 +2,14 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cli.processes import Processes, free_port
 from tests.bench import history
-from tests.bench.load import framed, write_frames
+from tests.bench.frames import framed
 from tests.bench.servers import (
-    CONNECTIONS,
     ROUND_SECONDS,
     ROUNDS,
     WARM_SECONDS,
@@ -18,10 +17,10 @@ from tests.bench.servers import (
     Load,
     Memory,
     api_arguments,
-    sending,
 )
 
-SINGLES_A_ROUND = 10_000
+# More than two cores will ever take, so that a round does not run out of requests.
+SINGLES_PER_SECOND_MAX = 6_000
 OLD_MINER = "/tasks?miner_hotkey=, 20,000 tasks"
 
 
@@ -62,13 +61,8 @@ def measure_live(
         child = bench.serve(api_arguments(port, 1), port, "/health/ready")
         with Memory(child) as memory:
             for route, requests in reads(tasks, old_miner, int(time.time())).items():
-                path = scratch / "live"
-                write_frames(path, requests)
-                plan = {"port": port, "connections": CONNECTIONS, "cycle": str(path)}
-                bench.load([{**plan, "seconds": WARM_SECONDS}])
-                rates[route] = [
-                    bench.load([{**plan, "seconds": ROUND_SECONDS}]) for _ in range(ROUNDS)
-                ]
+                bench.cycle(port, requests, WARM_SECONDS)
+                rates[route] = [bench.cycle(port, requests, ROUND_SECONDS) for _ in range(ROUNDS)]
     return {"rates": rates, "rss_mb": memory.rss_mb}
 
 
@@ -82,17 +76,16 @@ def measure_singles(
         bench = Bench(processes, scratch)
         bench.serve(api_arguments(port, 2), port, "/health/ready")
         a_task = history.VALIDATORS * history.MINERS
-        tasks = -(-SINGLES_A_ROUND // a_task)
+        tasks = -(-int(SINGLES_PER_SECOND_MAX * ROUND_SECONDS) // a_task)
         for number in range(ROUNDS):
             start = first_task + number * tasks
-            rounds.append(bench.load(sending(scratch, port, _singles(range(start, start + tasks)))))
+            rounds.append(bench.once(port, singles(range(start, start + tasks))))
     return rounds
 
 
-def _singles(tasks: range) -> list[bytes]:
-    """Return one signed request a sample, the validators' in turn."""
+def singles(tasks: range) -> Iterator[bytes]:
+    """Yield one signed request a sample, the validators' in turn."""
     now_unix = int(time.time())
-    found = []
     for task in tasks:
         judged = [history.judgements(validator, task) for validator in range(history.VALIDATORS)]
         for miner in range(history.MINERS):
@@ -100,5 +93,4 @@ def _singles(tasks: range) -> list[bytes]:
                 body = json.dumps(entries[miner]).encode()
                 key = history.keypair("validator", validator)
                 signed = history.signed(key, "POST", "/samples", body, now_unix)
-                found.append(framed("POST", "/samples", history.headers(signed), body))
-    return found
+                yield framed("POST", "/samples", history.headers(signed), body)

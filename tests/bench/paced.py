@@ -17,7 +17,7 @@ from typing import Any
 
 import uvloop
 
-from tests.bench.load import OK, read_frames
+from tests.bench.frames import OK, read_frames
 
 ANSWER_SECONDS_MAX = 60.0
 LENGTH = re.compile(rb"(?i)content-length: *(\d+)")

@@ -2,12 +2,11 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,12 +16,17 @@ import psutil
 
 from cli.processes import Child, Processes, free_port
 from tests.bench import history
-from tests.bench.load import framed, write_frames
+from tests.bench.frames import framed, write_frames
 
 CONNECTIONS = 32
 WARM_SECONDS, ROUND_SECONDS, ROUNDS = 1.0, 3.0, 5
 START_SECONDS_MAX = 60.0
-LOADERS = 2
+# How long wrk waits for an answer.
+ANSWER_SECONDS_MAX = 30
+LOAD_SCRIPT = Path(__file__).with_name("load.lua")
+# More than two cores will ever take, so that a round of writes does not run out of requests.
+BATCHES_PER_SECOND_MAX = 450
+BATCHES_A_TASK = history.VALIDATORS * (history.MINERS // history.BATCH)
 READ_PATHS = ("/weights", "/scores/rank", "/scores", "/scores/stats", "/miners/list")
 NOT_MODIFIED = "/weights, not modified"
 
@@ -33,7 +37,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What all load processes of one round measured together."""
+    """What one round measured."""
 
     per_second: float
     p50_ms: float
@@ -61,35 +65,42 @@ class Bench:
         self.processes.wait_until(child, "the server is ready", is_ready, START_SECONDS_MAX)
         return child
 
-    def load(self, plans: Sequence[Mapping[str, Any]]) -> Load:
-        """Play the plans, each in a process of its own, at the same time."""
-        begin_unix = time.time() + 2.5  # each has imported uvloop and read its requests by then
-        loaders = []
-        for number, plan in enumerate(plans):
-            path = self.scratch / f"plan-{number}.json"
-            path.write_text(json.dumps({"begin_unix": begin_unix, **plan}))
-            loaders.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.bench.load", str(path)], stdout=subprocess.PIPE
-                )
-            )
-        results = [json.loads(loader.communicate()[0] or "{}") for loader in loaders]
-        for result in results:
-            if not result or result["failures"] or result["unsent"]:
-                raise BenchError(f"the load failed: {result}")
-        elapsed = max(r["ended"] for r in results) - min(r["begun"] for r in results)
-        return Load(
-            sum(result["requests"] for result in results) / elapsed,
-            statistics.mean(result["p50_ms"] for result in results),
-            max(result["p99_ms"] for result in results),
+    def play(self, port: int, requests: Path, seconds: float, *, is_once: bool) -> Load:
+        """Send the requests of a file, by wrk, over and over or each `is_once`, for some seconds.
+
+        A request that `is_once` and was sent must not be sent again: raises `BenchError` when there
+        are none left, and for any answer but 2xx and 3xx.
+        """
+        options = f"-t1 -c{CONNECTIONS} -d{seconds:.0f} --timeout={ANSWER_SECONDS_MAX}".split()
+        url, turns = f"http://127.0.0.1:{port}", "once" if is_once else "again"
+        played = subprocess.run(
+            ["wrk", *options, "-s", str(LOAD_SCRIPT), url, "--", str(requests), turns],
+            stdout=subprocess.PIPE,
+            check=False,
         )
+        lines = played.stdout.splitlines()
+        result = json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else {}
+        if not result or any(result[bad] for bad in ("refused", "broken", "has_run_out")):
+            raise BenchError(f"the load failed: {result or played.stdout.decode()}")
+        return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"])
+
+    def cycle(self, port: int, requests: Sequence[bytes], seconds: float) -> Load:
+        """Send requests over and over."""
+        path = self.scratch / "requests"
+        write_frames(path, requests)
+        return self.play(port, path, seconds, is_once=False)
 
     def gets(
         self, port: int, path: str, seconds: float, headers: Mapping[str, str] | None = None
     ) -> Load:
-        """GET a path as fast as one load process can."""
-        plan = {"port": port, "connections": CONNECTIONS, "seconds": seconds, "get": path}
-        return self.load([{**plan, "headers": headers or {}}])
+        """GET a path over and over."""
+        return self.cycle(port, [framed("GET", path, headers or {})], seconds)
+
+    def once(self, port: int, requests: Iterable[bytes]) -> Load:
+        """Send requests for a round, each once; there must be enough of them."""
+        path = self.scratch / "requests"
+        write_frames(path, requests)
+        return self.play(port, path, ROUND_SECONDS, is_once=True)
 
 
 class Memory:
@@ -212,52 +223,36 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
 
 
 def measure_writes(
-    logs: Path, environment: Mapping[str, str], scratch: Path, first_task: int, tasks: int
+    logs: Path, environment: Mapping[str, str], scratch: Path, first_task: int
 ) -> dict[str, Any]:
-    """Return the rate of batches of 100 with two workers, from two load processes.
+    """Return the rate of batches of 100 with two workers.
 
-    `ROUNDS` rounds of `tasks` tasks each, all full batches of all validators; signed beforehand.
+    `ROUNDS` rounds, each about tasks of its own: full batches of all validators, signed beforehand.
     """
     port = free_port(0)
     rounds = []
+    tasks = -(-int(BATCHES_PER_SECOND_MAX * ROUND_SECONDS) // BATCHES_A_TASK)
     with Processes(logs, environment, 20) as processes:
         bench = Bench(processes, scratch)
         child = bench.serve(api_arguments(port, 2), port, "/health/ready")
         with Memory(child) as memory:
             for number in range(ROUNDS):
                 start = first_task + number * tasks
-                plans = _write_plans(scratch, port, range(start, start + tasks))
-                rounds.append(bench.load(plans))
+                rounds.append(bench.once(port, full_batches(range(start, start + tasks))))
         head = httpx.get(f"http://127.0.0.1:{port}/samples/list", trust_env=False).json()[0]
     if head["task_id"] < first_task + (ROUNDS - 1) * tasks:
         raise BenchError("the newest sample is not one of those that were sent")
     return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.BATCH}
 
 
-def _write_plans(scratch: Path, port: int, tasks: range) -> list[dict[str, Any]]:
-    requests = []
+def full_batches(tasks: range) -> Iterator[bytes]:
+    """Yield signed requests of full batches, the validators' in turn."""
     now_unix = int(time.time())
     for task_id in tasks:
         for validator in range(history.VALIDATORS):
-            requests += [
-                framed("POST", signed.path, history.headers(signed), signed.body)
-                for signed, samples, _ in history.signed_batches(validator, task_id, now_unix)
-                if len(samples) == history.BATCH
-            ]
-    return sending(scratch, port, requests)
-
-
-def sending(scratch: Path, port: int, requests: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Return the plans of all load processes to send these requests, each once."""
-    plans = []
-    for number in range(LOADERS):
-        path = scratch / f"requests-{number}"
-        write_frames(path, requests[number::LOADERS])
-        connections = CONNECTIONS // LOADERS
-        plans.append(
-            {"port": port, "connections": connections, "seconds": 240, "requests": str(path)}
-        )
-    return plans
+            for signed, samples, _ in history.signed_batches(validator, task_id, now_unix):
+                if len(samples) == history.BATCH:
+                    yield framed("POST", signed.path, history.headers(signed), signed.body)
 
 
 def syncs(environment: Mapping[str, str], times: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from substrateinterface import Keypair
 from api.uploader import result_key
 from cli.processes import Processes, free_port
 from tests.bench import history
-from tests.bench.load import framed, write_frames
+from tests.bench.frames import framed, write_frames
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES, grow
 from tests.bench.servers import Bench, BenchError, api_arguments, materialisations

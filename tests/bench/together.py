@@ -19,7 +19,7 @@ import httpx
 from cli.processes import Processes, free_port
 from pipelines.settings import PipelineSettings
 from tests.bench import history
-from tests.bench.load import framed, write_frames
+from tests.bench.frames import framed, write_frames
 from tests.bench.report import Figure
 from tests.bench.servers import Bench, BenchError, api_arguments
 
