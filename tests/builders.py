@@ -3,9 +3,10 @@
 Keys, signed headers in both schemes, sample bodies, metagraph files, and generations from rows.
 """
 
+import fcntl
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from warehouse.tables import COMPUTED_TABLES
 
 RAO = 1_000_000_000
 NONCE = "0123456789abcdef"
+WAIT_SECONDS_MAX = 60
 
 
 @cache
@@ -232,3 +234,21 @@ def publish(
     """Publish a generation made of these rows, and make it the current one."""
     tables = generation_tables(**rows)
     return publish_tables(Generations(settings), tables, generation_info(**(info or {})))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is so; fail where it never is."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody holds the lock of a file."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.builders import hotkey, keypair, publish, sample_body, signed_headers
+from tests.builders import hotkey, keypair, publish, sample_body, signed_headers, wait_for
 from tests.leoma_serve import LeomaServe
 from tests.object_storage import KEYS, Faults
 from warehouse.backends import open_outbox
@@ -17,13 +16,6 @@ VALIDATORS = ("v0", "v1", "v2", "v3")
 MINERS = ("m0", "m1", "m2")
 TASKS = range(1, 6)
 SECONDS_MAX = 60
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Keeping the SQLite log: the check of all of it, and the one exception to append-only."""
 
 import itertools
-import time
 
 import apsw
 
 from warehouse.evidence import unsigned
-from warehouse.files import LOCK_POLL_SECONDS, locked
+from warehouse.files import locked_in_turn
 from warehouse.log import RefusedError
 from warehouse.sqlite_questions import HEAD
 from warehouse.sqlite_reads import SqliteReader
@@ -75,10 +74,8 @@ class SqliteKeeper(SqliteReader):
                 floor = self.dropped_through()
                 while floor < seq:
                     floor = min(floor + DROP_CHUNK_SEQS, seq)
-                    with locked(lock_path(self.path), self.settings.log_lock_seconds_max):
+                    with locked_in_turn(lock_path(self.path), self.settings.log_lock_seconds_max):
                         dropped += _drop_chunk(connection, self._whole(floor))
-                    # Appends wait for the same lock; without a pause none would get it in between.
-                    time.sleep(2 * LOCK_POLL_SECONDS)
             finally:
                 connection.close()
         return dropped

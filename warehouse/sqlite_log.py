@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 import apsw
 import zstandard
 
-from warehouse.files import locked
+from warehouse.files import locked_in_turn
 from warehouse.log import (
     LogBusyError,
     LogUnavailableError,
@@ -59,11 +59,9 @@ TRY_SECONDS = 2.0
 class _Pending:
     """One append on its way: what it does inside the transaction, and who waits for it."""
 
-    apply: Callable[[Transaction, bytes], object]
-    body: bytes
+    apply: Callable[[Transaction], object]
     queued_bytes: int
     future: Future[Any]
-    packed_body: bytes = b""
     outcome: object = None
 
 
@@ -89,10 +87,12 @@ class SqliteLog(SqliteReader):
         self._queue: deque[_Pending] = deque()
         self._queued_bytes = 0
         self._is_closing = False
-        # Of the writer thread, like `_compressor`.
-        self._hotkey_ids: dict[str, int] = {}
+        self._packing = Lock()
         self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._writer: Thread | None = None
+        # Of the writer thread. None: of this turn nothing is taken from the queue yet.
+        self._group: list[_Pending] | None = None
+        self._hotkey_ids: dict[str, int] = {}
 
     def append_samples(
         self, request: SignedRequest, samples: Sequence[Sample], evaluation: Evaluation | None
@@ -100,11 +100,12 @@ class SqliteLog(SqliteReader):
         # It would take a seq that no sample and no event shows: HEAD would hand it out again.
         if not samples:
             raise ValueError("a submission has at least one sample")
+        packed_body = self._packed(request.body)
         return self._enqueue(
-            lambda transaction, body: transaction.append_samples(
-                request, body, samples, evaluation
+            lambda transaction: transaction.append_samples(
+                request, packed_body, samples, evaluation
             ),
-            request.body,
+            len(request.body),
             len(samples),
         )
 
@@ -120,9 +121,7 @@ class SqliteLog(SqliteReader):
         return self._enqueue_event(request, BLACKLIST_REMOVED, hotkey, None)
 
     def remember_signature(self, signature: bytes, good_at_ms: int = 0) -> "Future[None]":
-        return self._enqueue(
-            lambda transaction, _: transaction.spend(signature, good_at_ms), b"", 1
-        )
+        return self._enqueue(lambda transaction: transaction.spend(signature, good_at_ms), 0, 1)
 
     def problem(self) -> str | None:
         return self._problem
@@ -139,18 +138,27 @@ class SqliteLog(SqliteReader):
     def _enqueue_event(
         self, request: SignedRequest, kind: str, subject: str, detail: str | None
     ) -> "Future[Appended]":
+        packed_body = self._packed(request.body)
         return self._enqueue(
-            lambda transaction, body: transaction.append_event(
-                request, body, kind, subject, detail
+            lambda transaction: transaction.append_event(
+                request, packed_body, kind, subject, detail
             ),
-            request.body,
+            len(request.body),
             1,
         )
 
+    def _packed(self, body: bytes) -> bytes:
+        """Return the body as it is stored. By the caller, since nobody waits for him meanwhile."""
+        try:
+            with self._packing:
+                return self._compressor.compress(body)
+        except Exception as error:
+            raise _unavailable(error) from error
+
     def _enqueue(
-        self, apply: Callable[[Transaction, bytes], object], body: bytes, record_count: int
+        self, apply: Callable[[Transaction], object], body_bytes: int, record_count: int
     ) -> "Future[Any]":
-        pending = _Pending(apply, body, len(body) + ROW_BYTES * record_count, Future())
+        pending = _Pending(apply, body_bytes + ROW_BYTES * record_count, Future())
         with self._arrived:
             if self._is_closing:
                 raise LogUnavailableError("the log is closing")
@@ -168,22 +176,21 @@ class SqliteLog(SqliteReader):
         """Commit group after group until the log closes and nothing waits."""
         connection: apsw.Connection | None = None
         file: tuple[int, int] | None = None
-        while (group := self._next_group()) is not None:
+        while self._is_more_to_do():
+            self._group = None
             try:
-                for pending in group:
-                    pending.packed_body = self._compressor.compress(pending.body)
                 with translated_errors():
                     if connection is None or is_closed(connection):
                         file = _identity(self.path)
                         connection = self._opened()
                     _refuse_another(self.path, file)
                 try:
-                    self._commit_all(connection, group)
+                    self._commit_all(connection)
                 except apsw.ReadOnlyError:
                     # It can be written again, but not through what was opened meanwhile.
                     close_all()
                     connection = self._opened()
-                    self._commit_all(connection, group)
+                    self._commit_all(connection)
                 self._problem, self._is_to_be_tried = None, False
             except Exception as error:  # noqa: BLE001  (whatever it was, the callers must hear it)
                 at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -191,7 +198,7 @@ class SqliteLog(SqliteReader):
                 self._problem = f"{failure} (last tried {at})"
                 # A damaged page need not be one that a try meets; and such a file is left as it is.
                 self._is_to_be_tried = not isinstance(failure, LogDamagedError)
-                for pending in group:
+                for pending in self._taken() if self._group is None else self._group:
                     pending.future.set_exception(_unavailable(error))
                 # A connection that failed in mid-commit is not trusted again.
                 if connection is not None:
@@ -201,63 +208,66 @@ class SqliteLog(SqliteReader):
         if connection is not None:
             connection.close()
 
+    def _is_more_to_do(self) -> bool:
+        """Wait for work, or until a try is due; tell whether the writer is to go on."""
+        with self._arrived:
+            while not self._queue:
+                if self._is_closing:
+                    return False
+                if not self._arrived.wait(TRY_SECONDS if self._is_to_be_tried else None):
+                    return True
+        return True
+
     def _opened(self) -> apsw.Connection:
         # It may be another file than before.
         self._hotkey_ids.clear()
         return _open_for_writing(self.path)
 
-    def _commit_all(self, connection: apsw.Connection, group: list[_Pending]) -> None:
-        """Commit a group and tell everybody in it; what cannot be applied fails alone.
+    def _commit_all(self, connection: apsw.Connection) -> None:
+        """Commit what waits and tell everybody; what cannot be applied fails alone.
 
-        An empty group is a try. Raises when nothing of what is left in `group` is known to be
+        What is in it is decided under the lock, so that who came while it was waited for comes
+        along. Where nobody waits it is a try. Raises when nothing of `_group` is known to be
         stored.
         """
-        if not group:
-            self._try_out(connection)
-        while group:
-            begun = time.perf_counter()
-            try:
-                self._commit(connection, group)
-            except _ApplyError as error:
-                group.remove(error.pending)
-                error.pending.future.set_exception(_unavailable(error))
-                continue
-            seconds = time.perf_counter() - begun
-            for pending in group:
-                if isinstance(pending.outcome, RefusedError):
-                    pending.future.set_exception(pending.outcome)
-                else:
-                    pending.future.set_result(pending.outcome)
+        begun = time.perf_counter()
+        with locked_in_turn(lock_path(self.path), self.settings.log_lock_seconds_max):
+            group = self._group = self._group or self._taken()
+            if not group and self._is_to_be_tried:
+                self._try_out(connection)
+            while group:
+                try:
+                    self._commit(connection, group)
+                    break
+                except _ApplyError as error:
+                    group.remove(error.pending)
+                    error.pending.future.set_exception(_unavailable(error))
+        seconds = time.perf_counter() - begun
+        for pending in group:
+            if isinstance(pending.outcome, RefusedError):
+                pending.future.set_exception(pending.outcome)
+            else:
+                pending.future.set_result(pending.outcome)
+        if group:
             # Who only counts must not make a failure of what is stored.
             with contextlib.suppress(Exception):
                 self._on_commit(len(group), seconds)
-            return
 
-    def _next_group(self) -> list[_Pending] | None:
-        """Wait for work and take what one commit may hold; None ends the writer.
-
-        An empty group is a try: the last commit failed, and nobody has appended since.
-        """
+    def _taken(self) -> list[_Pending]:
+        """Take from the queue what one commit may hold."""
         group: list[_Pending] = []
         group_bytes = 0
         with self._arrived:
-            while not group:
-                while not self._queue:
-                    if self._is_closing:
-                        return None
-                    if not self._arrived.wait(TRY_SECONDS if self._is_to_be_tried else None):
-                        return []
-                while self._queue and (
-                    not group
-                    or group_bytes + self._queue[0].queued_bytes
-                    <= self.settings.log_group_bytes_max
-                ):
-                    pending = self._queue.popleft()
-                    self._queued_bytes -= pending.queued_bytes
-                    # A caller that gave up before its turn wants nothing stored.
-                    if pending.future.set_running_or_notify_cancel():
-                        group.append(pending)
-                        group_bytes += pending.queued_bytes
+            while self._queue and (
+                not group
+                or group_bytes + self._queue[0].queued_bytes <= self.settings.log_group_bytes_max
+            ):
+                pending = self._queue.popleft()
+                self._queued_bytes -= pending.queued_bytes
+                # A caller that gave up before its turn wants nothing stored.
+                if pending.future.set_running_or_notify_cancel():
+                    group.append(pending)
+                    group_bytes += pending.queued_bytes
         return group
 
     def _commit(self, connection: apsw.Connection, group: list[_Pending]) -> None:
@@ -266,7 +276,7 @@ class SqliteLog(SqliteReader):
             transaction = Transaction(connection, self._hotkey_ids)
             for pending in group:
                 try:
-                    pending.outcome = pending.apply(transaction, pending.packed_body)
+                    pending.outcome = pending.apply(transaction)
                 except RefusedError as refusal:
                     pending.outcome = refusal
                 except DAMAGE:
@@ -286,17 +296,16 @@ class SqliteLog(SqliteReader):
 
     @contextlib.contextmanager
     def _transaction(self, connection: apsw.Connection) -> Iterator[None]:
-        with locked(lock_path(self.path), self.settings.log_lock_seconds_max):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                connection.execute("COMMIT")
-            except BaseException:
-                # Some may have been of this transaction.
-                self._hotkey_ids.clear()
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            # Some may have been of this transaction.
+            self._hotkey_ids.clear()
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 def _open_for_writing(path: Path) -> apsw.Connection:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import apsw
 
-from warehouse.files import locked
+from warehouse.files import locked_in_turn
 from warehouse.log import Claim, Failure, OutboxStatus
 from warehouse.settings import WarehouseSettings
 from warehouse.sqlite_schema import (
@@ -153,7 +153,7 @@ class SqliteOutbox:
     def _transaction(self) -> Iterator[apsw.Connection]:
         with (
             self._trusted() as trusted,
-            locked(lock_path(self._path), self._lock_seconds_max),
+            locked_in_turn(lock_path(self._path), self._lock_seconds_max),
             trusted as connection,
         ):
             yield connection

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import apsw
 
-from warehouse.files import locked
+from warehouse.files import locked_in_turn
 from warehouse.log import RefusedError
 from warehouse.records import Event, SignedRequest
 from warehouse.settings import WarehouseSettings
@@ -37,7 +37,7 @@ def begin_log_after(
     path = settings.log_path
     create_log(path, settings.log_lock_seconds_max)
     now_ms = time.time_ns() // 1_000_000
-    with translated_errors(), locked(lock_path(path), settings.log_lock_seconds_max):
+    with translated_errors(), locked_in_turn(lock_path(path), settings.log_lock_seconds_max):
         connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
         try:
             with connection:

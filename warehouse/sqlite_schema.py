@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from warehouse.files import fsync_path, locked, make_directory
+from warehouse.files import fsync_path, locked_in_turn, make_directory
 from warehouse.log import LogUnavailableError, WrongLogError
 
 SCHEMA_VERSION = 2
@@ -262,7 +262,7 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
         make_directory(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        with locked(lock_path(path), lock_seconds_max):
+        with locked_in_turn(lock_path(path), lock_seconds_max):
             _sync_wal(path)
             connection = connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             try:

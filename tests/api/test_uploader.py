@@ -5,7 +5,6 @@ import json
 import logging
 import textwrap
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from api import uploader as uploader_module
 from api.uploader import CLAIMED_AHEAD, Uploader
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
-from tests.builders import hotkey, keypair, sample_body
+from tests.builders import hotkey, keypair, sample_body, wait_for
 from tests.object_storage import KEYS, Faults
 from tests.warehouse.builders import append, request, sample
 from warehouse.backends import open_outbox, open_read_log
@@ -38,13 +37,6 @@ SOON = {
     "s3_timeout_seconds": 0.5,
     "s3_attempts_max": 1,
 }
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 class Courier:

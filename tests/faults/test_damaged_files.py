@@ -7,13 +7,12 @@ every page is damaged in turn where LEOMA_TORTURE=1, each in several ways.
 import os
 import random
 import shutil
-import time
 
 import pytest
 
 from api.settings import ApiSettings
 from tests.api.servers import Server
-from tests.builders import publish, sample_body
+from tests.builders import publish, sample_body, wait_for
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.generation import Generations
 from warehouse.log import LogError
@@ -135,13 +134,6 @@ def test_a_damaged_page_is_an_error_and_no_answer(
 @pytest.fixture
 def home(tmp_path):
     return settings(tmp_path / "home")
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def problems(server):

@@ -32,6 +32,7 @@ AT_APPEND = "the append was answered `unavailable`, and its repeat stored it"
 EXPECTED = {
     ("mkdir", "directory"): {AT_START},
     ("create", ".lock"): {AT_START},
+    ("create", ".lock.next"): {AT_START},
     ("create", ""): {AT_START},
     ("create", "-journal"): {AT_START},
     ("create", "-wal"): {AT_START, AT_APPEND},
@@ -52,6 +53,7 @@ EXPECTED = {
     ("unlink", "-shm"): {UNFELT},
     ("open_read", "directory"): {AT_START, UNFELT},
     ("open_write", ".lock"): {AT_START, AT_APPEND},
+    ("open_write", ".lock.next"): {AT_START, AT_APPEND},
     ("open_write", ""): {AT_START, AT_APPEND, UNFELT},
     ("open_write", "-wal"): {AT_START, AT_APPEND, UNFELT},
 }

@@ -30,8 +30,8 @@ class Disk:
     """Where no log can be opened for writing until it is mended; counts who tried."""
 
     def __init__(self, monkeypatch):
-        self.tries, self.is_mended, self.lock = 0, False, sqlite_schema.locked
-        monkeypatch.setattr(sqlite_schema, "locked", self.locked)
+        self.tries, self.is_mended, self.lock = 0, False, sqlite_schema.locked_in_turn
+        monkeypatch.setattr(sqlite_schema, "locked_in_turn", self.locked)
 
     @contextlib.contextmanager
     def locked(self, path, timeout_seconds):

@@ -1,15 +1,15 @@
 import itertools
 import multiprocessing
-import time
 from concurrent.futures import wait
 from dataclasses import replace
 
 import apsw
 import pytest
 
+from tests.builders import is_locked, wait_for
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse import sqlite_keeper, sqlite_transaction
-from warehouse.files import LOCK_POLL_SECONDS
+from warehouse.files import locked_in_turn, next_lock_path
 from warehouse.log import (
     LogBusyError,
     LogUnavailableError,
@@ -21,6 +21,7 @@ from warehouse.log import (
 from warehouse.records import Evaluation
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_schema import lock_path
 
 
 @pytest.fixture
@@ -255,9 +256,8 @@ def test_a_submission_without_samples_is_refused(log, keeper):
 
 def test_the_writer_outlives_what_cannot_be_packed(log, keeper):
     no_bytes = replace(request(), body="text")
-    future = log.append_samples(no_bytes, [sample()], None)
     with pytest.raises(LogUnavailableError):
-        future.result(30)
+        log.append_samples(no_bytes, [sample()], None)
     assert append(log, sample()).submission_seq == 1
     assert keeper.check() == []
 
@@ -428,16 +428,36 @@ def test_dropping_takes_whole_submissions_and_leaves_events(log, keeper):
         keeper.drop_through(99)
 
 
-def test_a_drop_leaves_the_lock_alone_between_its_chunks(log, keeper, monkeypatch):
-    # Who waits looks every LOCK_POLL_SECONDS: a shorter gap would starve every append until the
-    # end of the drop.
+def test_appends_have_their_turn_between_the_chunks_of_a_drop(log, keeper, monkeypatch):
     monkeypatch.setattr(sqlite_keeper, "DROP_CHUNK_SEQS", 2)
-    for _ in range(30):
+    for _ in range(5):
         append(log, sample())
-    begun = time.monotonic()
-    assert keeper.drop_through(60) == 60
-    assert time.monotonic() - begun >= 30 * LOCK_POLL_SECONDS
+    drop_chunk, heads, appends = sqlite_keeper._drop_chunk, [], []
+
+    def while_another_waits(connection, floor):
+        heads.append(log.head())
+        appends.append(log.append_samples(request("v", len(heads)), [sample()], None))
+        wait_for(lambda: is_locked(next_lock_path(lock_path(log.path))))
+        return drop_chunk(connection, floor)
+
+    monkeypatch.setattr(sqlite_keeper, "_drop_chunk", while_another_waits)
+    assert keeper.drop_through(10) == 10
+    assert heads == [10, 12, 14, 16, 18]
+    assert [one.result().submission_seq for one in appends] == [11, 13, 15, 17, 19]
     assert keeper.check() == []
+
+
+def test_who_comes_while_the_lock_is_waited_for_shares_the_commit(tmp_path):
+    commits = []
+    log = SqliteLog(settings(tmp_path), lambda count, _seconds: commits.append(count))
+    append(log, sample())
+    with locked_in_turn(lock_path(log.path), 60):
+        futures = [log.append_samples(request("v", 1), [sample()], None)]
+        wait_for(lambda: is_locked(next_lock_path(lock_path(log.path))))
+        futures += [log.append_samples(request("v", n), [sample()], None) for n in (2, 3)]
+    assert [future.result().submission_seq for future in futures] == [3, 5, 7]
+    log.close()
+    assert commits == [1, 3]
 
 
 def test_a_file_that_is_no_log_is_refused(tmp_path):
