@@ -82,7 +82,7 @@ class LeomaServe:
                 time.sleep(0.05)
 
     def wait_until_all_are_ready(self):
-        """Wait for every worker: each has opened the log before it opens the generation."""
+        """Wait for every worker."""
         self.wait_until_ready()
         deadline = time.monotonic() + START_SECONDS_MAX
         while len(self.serving()) < self.workers:
@@ -90,11 +90,14 @@ class LeomaServe:
             time.sleep(0.05)
 
     def serving(self):
-        """Return the workers that have a generation open."""
+        """Return the workers that have a generation open and listen, which comes last."""
         found = []
         for one in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if any(file.path.endswith(".duckdb") for file in one.open_files()):
+                has_tables = any(file.path.endswith(".duckdb") for file in one.open_files())
+                if has_tables and any(
+                    each.status == psutil.CONN_LISTEN for each in one.net_connections()
+                ):
                     found.append(one)
         return found
 
