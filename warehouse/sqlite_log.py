@@ -45,7 +45,7 @@ from warehouse.sqlite_schema import (
     lock_path,
     translated_errors,
 )
-from warehouse.sqlite_transaction import Transaction
+from warehouse.sqlite_transaction import APPENDED, Transaction
 
 ZSTD_LEVEL = 1  # bodies shrink to a third; level 3 takes twice the time for 4 % more
 # The upper pages of the indexes, and what one commit changes, stay in memory.
@@ -311,6 +311,7 @@ class SqliteLog(SqliteReader):
 def _open_for_writing(path: Path) -> apsw.Connection:
     connection = connect_to_write(path)
     connection.pragma("cache_size", -WRITER_CACHE_KIB)
+    connection.execute(APPENDED)
     return connection
 
 

@@ -3,6 +3,7 @@
 `sqlite_log` decides what goes into a commit and makes it durable.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -44,10 +45,34 @@ LATEST_TASK = "SELECT subject FROM events WHERE kind = ? ORDER BY seq DESC LIMIT
 SPEND = "INSERT INTO spent_signatures VALUES (?, ?) ON CONFLICT DO NOTHING"
 FORGET_SPENT = "DELETE FROM spent_signatures WHERE spent_at_ms < ?"
 INSERT_SUBMISSION = "INSERT INTO submissions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_SAMPLE = "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FIND_HOTKEY = "SELECT id FROM hotkeys WHERE hotkey = ?"
 INSERT_HOTKEY = "INSERT INTO hotkeys SELECT coalesce(max(id), 0) + 1, ? FROM hotkeys RETURNING id"
-INSERT_TEXTS = "INSERT INTO sample_texts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Samples go in through a view of this connection's own, both parts of one at once, and many a
+# statement: after each statement the thread waits for the interpreter, and with it everybody who
+# waits for the log's lock.
+SAMPLE_COLUMNS = (
+    "seq", "submission_seq", "received_at_ms", "validator_id", "miner_id", "task", "passed",
+    "confidence", "latency_ms",
+)  # fmt: skip
+TEXT_COLUMNS = (
+    "sample_id", "prompt", "s3_bucket", "s3_prefix", "reasoning", "original_artifacts",
+    "generated_artifacts", "presentation_order", "evaluation_signature",
+)  # fmt: skip
+APPENDED = f"""
+    PRAGMA temp_store = memory;
+    CREATE TEMP VIEW appended AS
+    SELECT {", ".join(f"NULL AS {name}" for name in (*SAMPLE_COLUMNS, *TEXT_COLUMNS))};
+    CREATE TEMP TRIGGER appended_sample INSTEAD OF INSERT ON appended BEGIN
+        INSERT INTO samples VALUES ({", ".join(f"NEW.{name}" for name in SAMPLE_COLUMNS)});
+        INSERT INTO sample_texts VALUES (
+            NEW.seq, {", ".join(f"NEW.{name}" for name in TEXT_COLUMNS)}
+        );
+    END;
+"""
+SAMPLES_A_STATEMENT = 25
+ONE_ROW = f"({', '.join('?' * len(SAMPLE_COLUMNS + TEXT_COLUMNS))})"
+APPEND_SAMPLE = f"INSERT INTO appended VALUES {ONE_ROW}"
+APPEND_SAMPLES = f"INSERT INTO appended VALUES {', '.join([ONE_ROW] * SAMPLES_A_STATEMENT)}"
 INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 # A newer submission leaves all else as it is: since when the result waits, who has it in flight.
 QUEUE_RESULT = """
@@ -101,28 +126,19 @@ class Transaction:
         miner_ids = {
             hotkey: self._hotkey_id(hotkey) for hotkey in {s.miner_hotkey for s in samples}
         }
-        self.connection.executemany(
-            INSERT_SAMPLE,
+        self._insert(
             [
                 (
                     seq, appended.submission_seq, self.now_ms, validator_id,
                     miner_ids[sample.miner_hotkey],
                     sample.task_key if sample.task_id is None else sample.task_id,
-                    sample.passed, sample.confidence, sample.latency_ms,
-                )
-                for seq, sample in enumerate(samples, first_seq)
-            ],
-        )  # fmt: skip
-        self.connection.executemany(
-            INSERT_TEXTS,
-            [
-                (
-                    seq, sample.sample_id, sample.prompt, sample.s3_bucket, sample.s3_prefix,
-                    sample.reasoning, sample.original_artifacts, sample.generated_artifacts,
+                    sample.passed, sample.confidence, sample.latency_ms, sample.sample_id,
+                    sample.prompt, sample.s3_bucket, sample.s3_prefix, sample.reasoning,
+                    sample.original_artifacts, sample.generated_artifacts,
                     sample.presentation_order, sample.evaluation_signature,
                 )
                 for seq, sample in enumerate(samples, first_seq)
-            ],
+            ]
         )  # fmt: skip
         for task_id in {sample.task_id for sample in samples if sample.task_id is not None}:
             self.connection.execute(
@@ -161,6 +177,14 @@ class Transaction:
         """Make sure that no write accepts this signature, now or around `good_at_ms`."""
         self.connection.execute(FORGET_SPENT, (self.now_ms - SPENT_SIGNATURES_KEPT_MS,))
         self.connection.execute(SPEND, (signature, max(self.now_ms, good_at_ms)))
+
+    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        alone = len(rows) % SAMPLES_A_STATEMENT
+        for row in rows[:alone]:
+            self.connection.execute(APPEND_SAMPLE, row)
+        for start in range(alone, len(rows), SAMPLES_A_STATEMENT):
+            together = rows[start : start + SAMPLES_A_STATEMENT]
+            self.connection.execute(APPEND_SAMPLES, tuple(itertools.chain.from_iterable(together)))
 
     def _latest_task_id(self) -> int | None:
         if self._latest is None:
