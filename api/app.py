@@ -14,6 +14,7 @@ from api.dependencies import Service
 from api.direct import DirectRoutes
 from api.edge import AdminReads, BrowserHeaders
 from api.errors import install_error_handlers
+from api.landing import Landing
 from api.limits import AddressRates, Bounds, with_cors
 from api.media import MediaLinks
 from api.metrics import Metrics
@@ -75,11 +76,14 @@ def create_api(settings: ApiSettings, warehouse_settings: WarehouseSettings) -> 
             rates = Rates(warehouse_settings.leoma_home.absolute() / "run" / "rates")
             snapshots.open()
             media.open()
-            threads = ReadingThreads(settings, lambda: _opened(log))
+            landing = Landing()
+            threads = ReadingThreads(settings, landing, lambda: _opened(log))
             prepare_routes(app)
             counting = asyncio.create_task(_settled(metrics))
             try:
-                parts = Service(settings, log, log, snapshots, media, rates, metrics, threads)
+                parts = Service(
+                    settings, log, log, snapshots, media, rates, metrics, threads, landing
+                )
                 yield {"service": parts}
             finally:
                 counting.cancel()

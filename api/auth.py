@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from api.errors import INVALID_HOTKEY, BodyTooLargeError
 from api.settings import ApiSettings
@@ -166,12 +168,24 @@ def check_declared_length(request: Request, body_bytes_max: int) -> None:
 async def read_body(request: Request, body_bytes_max: int) -> bytes:
     """Return the body; raise `BodyTooLargeError` as soon as more than the limit has arrived."""
     check_declared_length(request, body_bytes_max)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > body_bytes_max:
+    return await _arrived(request.receive, body_bytes_max)
+
+
+async def _arrived(receive: Receive, body_bytes_max: int) -> bytes:
+    pieces: list[bytes] = []
+    body_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        body_bytes += len(piece)
+        if body_bytes > body_bytes_max:
             raise BodyTooLargeError(body_bytes_max)
-    return bytes(body)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            # Of one piece this is no copy.
+            return b"".join(pieces)
 
 
 def is_signed(signed: Credentials, method: str, path: str, body: bytes) -> bool:
@@ -227,7 +241,7 @@ async def authenticated(
         raise UnauthorizedError("version", "X-Signature-Version: 2 is required here")
     check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
     check_registration(given.hotkey, settings, snapshots)
-    body = await read_body(request, settings.max_body_size)
+    body = await _arrived(request.receive, settings.max_body_size)
     method, path = method_of(request), path_of(request)
     # The sender decides how long its body takes: who left in the meantime, or whose signature
     # expired, must not get in through a connection that was let in before.

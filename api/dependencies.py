@@ -1,6 +1,5 @@
 """What the routes are handed: the service's parts, the caller, and checked parameters."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from api.caching import is_match
 from api.errors import INVALID_HOTKEY, JsonResponse, TooManyRequestsError, invalid_fields
 from api.history import ArchiveNeededError, History
 from api.instants import now_ms
+from api.landing import Landing
 from api.media import MediaLinks
 from api.metrics import Metrics
 from api.rates import Rates
@@ -36,6 +36,9 @@ from api.threads import ReadingThreads
 from warehouse.hotkeys import is_hotkey
 from warehouse.log import LogReader, LogUnavailableError, LogWriter
 from warehouse.records import SignedRequest
+
+# The one form that a NUL has in JSON.
+ESCAPED_NUL = b"\\u0000"
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 T = TypeVar("T")
@@ -53,6 +56,7 @@ class Service:
     rates: Rates
     metrics: Metrics
     threads: ReadingThreads
+    landing: Landing
 
     async def reading(self, ask: Callable[[History], T], *, is_long: bool = False) -> T:
         """Return what `ask` makes of the samples, in a thread: rendering takes as long as reading.
@@ -98,12 +102,13 @@ class Service:
 
         0 for one that is good now.
         """
-        await asyncio.wrap_future(self.writer.remember_signature(signature, good_at_ms))
+        await self.landing.of(self.writer.remember_signature(signature, good_at_ms))
 
 
 def service_of(request: Request) -> Service:
     """Return what the lifespan opened."""
-    found: Service = request.state.service
+    # As `request.state` has it, without making one.
+    found: Service = request.scope["state"]["service"]
     return found
 
 
@@ -250,19 +255,30 @@ def parsed_json(content: bytes) -> Any:
         raise RequestValidationError([problem]) from None
 
 
-def fitted(model: type[AnyBody], document: Any) -> AnyBody:
-    """Return the document as a model; raise the 422 that says where it does not fit."""
+def fitted(model: type[AnyBody], document: Any, content: bytes) -> AnyBody:
+    """Return the document of a body as a model; raise the 422 that says where it does not fit."""
     try:
-        return model.model_validate(document)
+        body = model.model_validate(document)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(invalid_fields(problems, "body")) from None
+    # Asked of each text by itself, it took a fourth of all that is asked of a batch.
+    if ESCAPED_NUL in content and (places := body.nuls()):
+        refused = {"type": "nul_character", "msg": "Text must hold no NUL character"}
+        found = [dict(refused, loc=place) for place in places]
+        raise RequestValidationError(invalid_fields(found, "body"))
+    return body
+
+
+def read(model: type[AnyBody], content: bytes) -> AnyBody:
+    """Return a body as a model; raise the 422 that says what is wrong with it."""
+    return fitted(model, parsed_json(content), content)
 
 
 async def admin_body(signed: SignedRequest, model: type[AnyBody], parts: Service) -> AnyBody:
     """Return an admin's body. One that does not fit uses its signature up before the 422."""
     try:
-        return fitted(model, parsed_json(signed.body))
+        return read(model, signed.body)
     except RequestValidationError:
         await parts.remember_signature(signed.signature)
         raise

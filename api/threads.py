@@ -6,12 +6,12 @@ milliseconds of CPU instead of two. What takes long has threads of its own, and 
 never wait for it.
 """
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+from api.landing import Landing
 from api.settings import ApiSettings
 
 BRIEF_THREADS = 2
@@ -26,7 +26,8 @@ class ReadingThreads:
     a worker holds from its start what it will hold, and no request waits for that.
     """
 
-    def __init__(self, settings: ApiSettings, begin: Callable[[], None]) -> None:
+    def __init__(self, settings: ApiSettings, landing: Landing, begin: Callable[[], None]) -> None:
+        self._landing = landing
         self._brief = _begun("reads-brief", BRIEF_THREADS, begin)
         self._log = _begun("reads-log", settings.log_read_threads, begin)
         self._archive = _begun("reads-archive", settings.archive_read_threads, begin)
@@ -35,15 +36,15 @@ class ReadingThreads:
         """Return what `act` returns: how the service is, who is on the blacklist, what a validator
         that lost an answer must be told.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._brief, act)
+        return await self._landing.of(self._brief.submit(act))
 
     async def of_log(self, act: Callable[[], T]) -> T:
         """Return what `act` returns: some rows of the log."""
-        return await asyncio.get_running_loop().run_in_executor(self._log, act)
+        return await self._landing.of(self._log.submit(act))
 
     async def of_archive(self, act: Callable[[], T]) -> T:
         """Return what `act` returns: whatever is of the archive, of the tables, or a whole task."""
-        return await asyncio.get_running_loop().run_in_executor(self._archive, act)
+        return await self._landing.of(self._archive.submit(act))
 
     def close(self) -> None:
         """Finish what was begun, and begin nothing more."""

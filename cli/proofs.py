@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from api.auth import UNIX_TIME
 from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
-from api.dependencies import AnyBody, fitted, parsed_json
+from api.dependencies import AnyBody, read
 from warehouse.evaluation import evaluation
 from warehouse.evidence import EvidenceError, body_of, unsigned
 from warehouse.log import SubmissionRow
@@ -91,7 +91,7 @@ def _said(row: SubmissionRow) -> tuple[list[Sample], Evaluation | None]:
 
 def _read(row: SubmissionRow, model: type[AnyBody]) -> AnyBody:
     try:
-        return fitted(model, parsed_json(body_of(row)))
+        return read(model, body_of(row))
     except RequestValidationError as error:
         what = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise EvidenceError(f"submission {row.seq} holds no {model.__name__}: {what}") from error

@@ -1,6 +1,5 @@
 """The blacklist: read by everybody from the log, live, and kept by the admins."""
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -59,9 +58,7 @@ async def entry(hotkey: HotkeyText, log: Reader, parts: TheService) -> Response:
 async def add(request: ByAdmin, parts: TheService) -> Response:
     """Put a hotkey on the blacklist, or give its entry a new reason; it is refused at once."""
     body = await admin_body(request, BlacklistAddition, parts)
-    added = await asyncio.wrap_future(
-        parts.writer.add_to_blacklist(request, body.hotkey, body.reason)
-    )
+    added = await parts.landing.of(parts.writer.add_to_blacklist(request, body.hotkey, body.reason))
     # Another admin may have removed it in between; what this one did is what it is told.
     kept = parts.reader.admin_state().blacklist.get(body.hotkey) or BlacklistEntry(
         body.hotkey, body.reason, request.hotkey, added.received_at_ms
@@ -83,7 +80,7 @@ async def remove(request: ByAdmin, hotkey: HotkeyText, parts: TheService) -> dic
         # Else whoever saw this request could send its signature again with a path that fits.
         await parts.remember_signature(request.signature)
         raise
-    await asyncio.wrap_future(parts.writer.remove_from_blacklist(request, hotkey))
+    await parts.landing.of(parts.writer.remove_from_blacklist(request, hotkey))
     return {
         "success": True,
         "message": f"{hotkey} is no longer on the blacklist",

@@ -1,6 +1,5 @@
 """Samples: taken in from validators, and read from the log the moment they are stored. Live."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from api.dependencies import (
     check_hotkey,
     fitted,
     parsed_json,
+    read,
     refusals_bind_admins,
     validator,
 )
@@ -76,7 +76,7 @@ async def _append(
     client that lost the answer gets it; 409 if that was another request than this one. A refused
     submission uses its signature up.
     """
-    appended = await asyncio.wrap_future(parts.writer.append_samples(request, samples, judged))
+    appended = await parts.landing.of(parts.writer.append_samples(request, samples, judged))
     if not appended.is_replay:
         parts.metrics.samples.inc(len(samples))
         return [
@@ -111,7 +111,7 @@ async def submit(request: ByValidator, parts: TheService) -> Response:
     `X-Evaluation-Verified` says whether an `evaluation_signature` verifies.
     """
     async with refusals_bind_admins(parts, request):
-        sample = fitted(SampleSubmission, parsed_json(request.body)).to_sample()
+        sample = read(SampleSubmission, request.body).to_sample()
     given = sample.evaluation_signature
     judged = evaluation(request.hotkey, given, [sample]) if given else None
     stored = await _append(parts, request, [sample], judged)
@@ -125,7 +125,7 @@ def _batch(body: bytes, samples_max: int) -> tuple[SampleBatch, list[Sample]]:
     # Counted before any of them is looked at.
     if isinstance(listed, list) and len(listed) > samples_max:
         raise HTTPException(400, f"a batch has at most {samples_max} samples")
-    batch = fitted(SampleBatch, document)
+    batch = fitted(SampleBatch, document, body)
     samples = [submission.to_sample() for submission in batch.samples]
     if batch.signature and len({sample.task_key for sample in samples}) > 1:
         raise HTTPException(400, "with a signature, all samples must have the same task_id")

@@ -1,6 +1,5 @@
 """Tasks: the latest one, how one came out, and a miner's. Live, but for the last."""
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -228,5 +227,5 @@ def _task_of_miner(
 async def announce(request: ByAdmin, parts: TheService) -> dict[str, int]:
     """Announce the latest task; it never goes backwards."""
     body = await admin_body(request, TaskAnnouncement, parts)
-    await asyncio.wrap_future(parts.writer.announce_task(request, body.task_id))
+    await parts.landing.of(parts.writer.announce_task(request, body.task_id))
     return {"task_id": body.task_id}

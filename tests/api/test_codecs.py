@@ -23,7 +23,7 @@ from api.auth import NAMES, UnauthorizedError, check_freshness, credentials
 from api.bodies import BlacklistAddition, SampleBatch, SampleSubmission, TaskAnnouncement
 from api.caching import is_match
 from api.clients import network_of
-from api.dependencies import fitted, parsed_json
+from api.dependencies import read
 from api.instants import iso8601, parse_instant_ms
 from api.looks import NAME, answered_at_ms, note_answer
 from tests.api.made_requests import spoilt_body, valid_body
@@ -90,7 +90,7 @@ def bodies(draw):
 def test_any_body_fits_or_is_a_422(content):
     for model in MODELS:
         try:
-            fit = fitted(model, parsed_json(content))
+            fit = read(model, content)
         except RequestValidationError as error:
             # The answer can be written, whatever was sent.
             json.dumps([one["msg"] for one in error.errors()]).encode()

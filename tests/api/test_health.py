@@ -28,7 +28,7 @@ class Locks:
     """The log's lock, which cannot be opened while `is_broken`."""
 
     def __init__(self):
-        self.is_broken, self.lock = False, sqlite_schema.locked
+        self.is_broken, self.lock = False, sqlite_schema.locked_in_turn
 
     @contextlib.contextmanager
     def __call__(self, path, timeout_seconds):
@@ -42,7 +42,7 @@ class Locks:
 def locks(monkeypatch):
     made = Locks()
     for module in (sqlite_schema, sqlite_log):
-        monkeypatch.setattr(module, "locked", made)
+        monkeypatch.setattr(module, "locked_in_turn", made)
     monkeypatch.setattr(sqlite_late, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(sqlite_log, "TRY_SECONDS", 0.05)
     return made

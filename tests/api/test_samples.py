@@ -38,6 +38,19 @@ def problems(response):
     return {tuple(problem["loc"]) for problem in found}
 
 
+def test_a_nul_is_refused_where_it_is_and_its_spelling_is_text(fresh):
+    spelled, nul = r"\u0000", "a\0b"
+    assert submit(fresh, prompt=spelled)["prompt"] == spelled
+    assert submit(fresh, task_id=6, unknown_field=nul)["prompt"] == sample_body()["prompt"]
+    one = sample_body(reasoning=nul, generated_artifacts="\0", prompt=spelled)
+    refused = fresh.signed("big", "POST", "/samples", one)
+    assert problems(refused) == {("body", "reasoning"), ("body", "generated_artifacts")}
+    batch = {"samples": [sample_body(), sample_body(s3_bucket=nul)]}
+    refused = fresh.signed("big", "POST", "/samples/batch", batch)
+    assert problems(refused) == {("body", "samples", 1, "s3_bucket")}
+    assert len(fresh.get("/samples/list").json()) == 2
+
+
 def test_stored_sample_is_answered_and_listed_at_once(fresh):
     stored = submit(fresh, task_id=5, generated_artifacts="{}", unknown_field=1)
     SampleResponse.model_validate(stored)
