@@ -9,15 +9,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from cli.processes import ProcessError, StopRequested, stop_signals
 from tests.bench import history, limits, objects, outbox, report, servers, storage, together
 from tests.bench.environment import clean_environment
-from tests.bench.live import OLD_MINER, measure_live, measure_singles
+from tests.bench.live import OLD_MINER, hold, measure_live, measure_singles
 from tests.bench.page import page
 from tests.bench.report import Figure
 from tests.bench.runs import NEW_SAMPLES
@@ -38,8 +40,11 @@ PARTS = (
     "runs", "publishing", "reads", "together", "live", "writes", "singles", "syncs", "links",
     "outbox", "outage",
 )  # fmt: skip
-NEED_TABLES = {"together", "reads", "live", "writes", "singles"}
-NEED_WRK = {"reads", "live", "writes", "singles"}
+# What takes an hour is measured when it is asked for.
+LONG_PARTS = ("hold",)
+NEED_TABLES = {"together", "reads", "live", "writes", "singles", "hold"}
+NEED_WRK = {"reads", "live", "writes", "singles", "hold"}
+HOLD_MINUTES = 60
 # Of a log with 10,000,000 samples; a shorter one takes its share.
 REBUILD_SECONDS_MAX, REBUILT_SAMPLES = 120.0, 10_000_000
 RUN_MB_MAX, WORKER_MB_MAX = 500, 150
@@ -51,6 +56,13 @@ LIVE_TARGETS = {
     OLD_MINER: 60,
 }
 Value = TypeVar("Value")
+
+
+class Lengths(NamedTuple):
+    """How long those parts take that the caller decides about."""
+
+    outage_seconds: int
+    hold_minutes: int
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -73,17 +85,17 @@ def step(what: str, act: Callable[[], Value]) -> Value:
     return value
 
 
-def measure(shape: history.Shape, only: tuple[str, ...], outage_seconds: int) -> Iterator[Figure]:
+def measure(shape: history.Shape, only: tuple[str, ...], lengths: Lengths) -> Iterator[Figure]:
     """Measure everything, or some parts."""
     root = ROOT.absolute()
     made = history.made_history(root, shape, int(time.time()))
     home = step("Copying the history", lambda: history.working_copy(made, root))
-    bench = Parts(environment(home), root, shape, outage_seconds)
+    bench = Parts(environment(home), root, shape, lengths)
     parts = only or PARTS
     if "runs" not in parts and NEED_TABLES & set(parts):
         # The history has no tables yet.
         step("Tables", lambda: servers.materialisations(bench.given, "again", 1))
-    for part in PARTS:
+    for part in (*PARTS, *LONG_PARTS):
         if part in parts:
             yield from getattr(bench, part)()
 
@@ -92,12 +104,12 @@ class Parts:
     """What can be measured alone, each part in the order of `PARTS` on one working copy."""
 
     def __init__(
-        self, given: dict[str, str], root: Path, shape: history.Shape, outage_seconds: int
+        self, given: dict[str, str], root: Path, shape: history.Shape, lengths: Lengths
     ) -> None:
         self.given, self.root, self.shape = given, root, shape
         self.home, self.logs = Path(given["LEOMA_HOME"]), root / "logs"
         self.logs.mkdir(exist_ok=True)
-        self.outage_seconds = outage_seconds
+        self.lengths = lengths
 
     def runs(self) -> list[Figure]:
         def runs_of(mode: str, times: int) -> list[dict[str, Any]]:
@@ -130,13 +142,19 @@ class Parts:
         beside = step("Reads beside runs", lambda: together.reads_beside_runs(*where))
         return [started, fresh, *beside]
 
-    def live(self) -> list[Figure]:
+    @cached_property
+    def old_miner(self) -> str:
+        """The hotkey of a miner with many tasks, which is there and in the tables from now on."""
         first_task = _open_tasks(self.home) + history.LATEST_TASK // 10
         tasks = range(first_task, first_task + OLD_MINER_TASKS)
         miner = step(
             f"A miner with {OLD_MINER_TASKS:,} tasks", lambda: _add_old_miner(self.home, tasks)
         )
         step("Tables", lambda: servers.materialisations(self.given, "again", 1))
+        return miner
+
+    def live(self) -> list[Figure]:
+        miner = self.old_miner
         live = step(
             "Live reads, one worker",
             lambda: measure_live(self.logs, self.given, self.root, self.shape.tasks, miner),
@@ -162,6 +180,16 @@ class Parts:
         )
         return _single_figures(singles)
 
+    def hold(self) -> list[Figure]:
+        minutes = self.lengths.hold_minutes
+        shape = (self.shape.tasks, self.old_miner, _open_tasks(self.home))
+        after, peak = step(
+            f"Load for {minutes} minutes",
+            lambda: hold(self.logs, self.given, self.root, shape, 60 * minutes),
+        )
+        name = f"after {minutes} minutes of load"
+        return [replace(_memory(name, after), note=f"{peak:.0f} MB at most")]
+
     def syncs(self) -> list[Figure]:
         synced = step("Syncs with a node", lambda: servers.syncs(self.given, SYNCS))
         return _sync_figures(synced)
@@ -182,7 +210,7 @@ class Parts:
         return step(
             "Outages of object storage",
             lambda: storage.outages(
-                self.logs, self.given, self.root, first_task, self.outage_seconds
+                self.logs, self.given, self.root, first_task, self.lengths.outage_seconds
             ),
         )
 
@@ -339,7 +367,12 @@ def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
 @click.option(
     "--samples", default=1_000_000, show_default=True, type=click.IntRange(2000, 100_000_000)
 )
-@click.option("--only", multiple=True, type=click.Choice(PARTS), help="A part alone; repeatable.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice((*PARTS, *LONG_PARTS)),
+    help="A part alone; repeatable. `hold` is measured only when it is named.",
+)
 @click.option(
     "--compare",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -352,7 +385,21 @@ def _sync_figures(synced: dict[str, Any]) -> list[Figure]:
     type=click.IntRange(2, 120),
     help="How long object storage is down.",
 )
-def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_seconds: int) -> None:
+@click.option(
+    "--hold-minutes",
+    default=HOLD_MINUTES,
+    show_default=True,
+    type=click.IntRange(1, 1_440),
+    help="How long `hold` loads two workers before it looks at their memory.",
+)
+def main(
+    *,
+    samples: int,
+    only: tuple[str, ...],
+    compare: Path | None,
+    outage_seconds: int,
+    hold_minutes: int,
+) -> None:
     """Measure the service; the history is kept under build/bench for the next time."""
     if NEED_WRK & set(only or PARTS) and shutil.which("wrk") is None:
         # Before what takes minutes.
@@ -365,7 +412,7 @@ def main(*, samples: int, only: tuple[str, ...], compare: Path | None, outage_se
         # Two at once would measure each other, in the same files.
         with stop_signals(), locked(ROOT / "lock", timeout_seconds=1):
             # What came before a failure stays in the list.
-            figures.extend(measure(shape, only, outage_seconds))
+            figures.extend(measure(shape, only, Lengths(outage_seconds, hold_minutes)))
     except (servers.BenchError, ProcessError, LogError, OSError) as error:
         failure = error
     except StopRequested:

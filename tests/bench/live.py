@@ -1,15 +1,21 @@
 """Live routes under load: reads of the log, signed where they must be, and samples one by one."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
 from cli.processes import Processes, free_port
 from tests.bench import history
 from tests.bench.frames import framed
 from tests.bench.servers import (
+    BATCHES_A_TASK,
+    BATCHES_PER_SECOND_MAX,
+    READ_PATHS,
     ROUND_SECONDS,
     ROUNDS,
     WARM_SECONDS,
@@ -17,10 +23,14 @@ from tests.bench.servers import (
     Load,
     Memory,
     api_arguments,
+    full_batches,
 )
 
 # More than two cores will ever take, so that a round does not run out of requests.
 SINGLES_PER_SECOND_MAX = 6_000
+HOLD_ROUND_SECONDS = 8.0
+# For one second of batches.
+HOLD_TASKS = -(-BATCHES_PER_SECOND_MAX // BATCHES_A_TASK)
 OLD_MINER = "/tasks?miner_hotkey=, 20,000 tasks"
 
 
@@ -64,6 +74,38 @@ def measure_live(
                 bench.cycle(port, requests, WARM_SECONDS)
                 rates[route] = [bench.cycle(port, requests, ROUND_SECONDS) for _ in range(ROUNDS)]
     return {"rates": rates, "rss_mb": memory.rss_mb}
+
+
+def hold(
+    logs: Path,
+    environment: Mapping[str, str],
+    scratch: Path,
+    shape: tuple[int, str, int],
+    seconds: int,
+) -> tuple[float, float]:
+    """Load two workers with reads of all routes and with writes.
+
+    `shape`: as many tasks as the history has, a miner with many of them, and the first new task.
+    Returns what the largest worker holds afterwards and the most that one ever held, in MB.
+    """
+    tasks, old_miner, next_task = shape
+    port = free_port(0)
+    with Processes(logs, environment, 20) as processes:
+        bench = Bench(processes, scratch)
+        child = bench.serve(api_arguments(port, 2), port, "/health/ready")
+        begun, told = time.monotonic(), 0
+        with Memory(child) as memory, click.progressbar(length=seconds, file=sys.stderr) as bar:
+            while told < seconds:
+                for path in READ_PATHS:
+                    bench.gets(port, path, ROUND_SECONDS)
+                # Signed anew, since signatures expire.
+                for requests in reads(tasks, old_miner, int(time.time())).values():
+                    bench.cycle(port, requests, HOLD_ROUND_SECONDS)
+                bench.once(port, full_batches(range(next_task, next_task + HOLD_TASKS)), 1)
+                next_task += HOLD_TASKS
+                bar.update(int(time.monotonic() - begun) - told)
+                told = int(time.monotonic() - begun)
+            return memory.now(), memory.rss_mb
 
 
 def measure_singles(

@@ -1,5 +1,6 @@
 """What is measured over HTTP: the API and the bare application, under load from other processes."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -96,11 +97,11 @@ class Bench:
         """GET a path over and over."""
         return self.cycle(port, [framed("GET", path, headers or {})], seconds)
 
-    def once(self, port: int, requests: Iterable[bytes]) -> Load:
+    def once(self, port: int, requests: Iterable[bytes], seconds: float = ROUND_SECONDS) -> Load:
         """Send requests for a round, each once; there must be enough of them."""
         path = self.scratch / "requests"
         write_frames(path, requests)
-        return self.play(port, path, ROUND_SECONDS, is_once=True)
+        return self.play(port, path, seconds, is_once=True)
 
 
 class Memory:
@@ -120,13 +121,17 @@ class Memory:
         self._end.set()
         self._thread.join()
 
+    def now(self) -> float:
+        """Return what the largest one has now."""
+        found = 0.0
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found = max(found, process.memory_info().rss / 2**20)
+        return found
+
     def _watch(self) -> None:
         while not self._end.wait(0.1):
-            for process in [self._process, *self._process.children(recursive=True)]:
-                try:
-                    self.rss_mb = max(self.rss_mb, process.memory_info().rss / 2**20)
-                except psutil.NoSuchProcess:
-                    continue
+            self.rss_mb = max(self.rss_mb, self.now())
 
 
 def bare_answers(port: int, scratch: Path) -> Path:
