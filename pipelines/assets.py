@@ -5,8 +5,7 @@
     metagraph ─┬▶ validators ──────┬─────────▶ scores ─────┐
                └▶ miners ◀─ blacklist          │           ▼
     archived_samples ────┴───▶ tallies ─▶ verdicts ─▶ miner_scores ─▶ ranks ─▶ weights
-    all of them ─▶ reconciliation ─▶ generation ─▶ archived_texts ─▶ archived_submissions
-        ─▶ bucket_archive
+    all of them ─▶ reconciliation ─▶ generation ─▶ archived_submissions ─▶ bucket_archive
 
 Assets are thin: each calls one pure rule and says in metadata what an operator wants to see.
 """
@@ -54,7 +53,7 @@ def _table(frame: pl.DataFrame, table: Table, **metadata: Any) -> dg.Materialize
     return dg.MaterializeResult(
         value=frame,
         metadata={"dagster/row_count": frame.height, **metadata},
-        check_results=[checks.as_declared(frame, table)],
+        check_results=[checks.as_declared(table, frame)],
     )
 
 
@@ -138,11 +137,14 @@ def tallies(
 @asset(group_name="scoring", check_specs=_declared("verdicts"), description=tables.VERDICTS.doc)
 def verdicts(tallies: Tallies) -> dg.MaterializeResult:
     # The others were looked at when they were made, and no two partitions share a task.
-    anew = pl.concat([empty(tables.VERDICTS), *tallies.verdicts.anew.values()])
+    anew = tallies.verdicts.anew.values()
     return dg.MaterializeResult(
         value=tallies.verdicts,
-        metadata={"dagster/row_count": tallies.verdicts.count, "rows_made_anew": anew.height},
-        check_results=[checks.as_declared(anew, tables.VERDICTS)],
+        metadata={
+            "dagster/row_count": tallies.verdicts.count,
+            "rows_made_anew": sum(frame.height for frame in anew),
+        },
+        check_results=[checks.as_declared(tables.VERDICTS, *anew)],
     )
 
 
@@ -218,7 +220,7 @@ def weights(
             "winner": winner or f"burn: {outcome.burn_reason}",
         },
         check_results=[
-            checks.as_declared(frame, tables.WEIGHTS),
+            checks.as_declared(tables.WEIGHTS, frame),
             checks.result("sum_to_one_or_burn", checks.sums_to_one_or_burns(frame, winner)),
             checks.result(
                 "winner_is_eligible", checks.winner_is_eligible(ranks, miners, blacklist, winner)
@@ -326,41 +328,27 @@ def generation(
 @asset(
     group_name="log",
     deps=[generation],
-    description="Texts of new samples, moved to the archive when the weights are out.",
+    description="New submissions as they arrived, and the texts of their samples, moved to the "
+    "archive when the weights are out.",
 )
-def archived_texts(stores: StoresParam, archived_samples: ArchivedSamples) -> dg.MaterializeResult:
-    rows = export.export_texts(
+def archived_submissions(
+    stores: StoresParam, archived_samples: ArchivedSamples
+) -> dg.MaterializeResult:
+    exported = export.export_submitted(
         stores.archive,
         stores.log,
         archived_samples.manifest.watermark,
         stores.warehouse.archive_texts_per_run_max,
         stores.on_progress,
     )
-    watermark = stores.archive.manifest().texts_watermark
-    return dg.MaterializeResult(
-        value=rows, metadata={"dagster/row_count": rows, "texts_watermark": watermark}
-    )
-
-
-@asset(
-    group_name="log",
-    deps=[generation],
-    description="Signed submissions, as they arrived, moved to the archive.",
-)
-def archived_submissions(
-    stores: StoresParam, archived_samples: ArchivedSamples, archived_texts: int
-) -> dg.MaterializeResult:
-    archive, log = stores.archive, stores.log
-    watermark = archived_samples.manifest.watermark
-    # As far as the texts have come: what bounds them bounds these.
-    are_texts_behind = archived_texts >= stores.warehouse.archive_texts_per_run_max
-    through = archive.manifest().texts_watermark if are_texts_behind else watermark
-    submissions = export.export_submissions(archive, log, through, stores.on_progress)
+    manifest = stores.archive.manifest()
     return dg.MaterializeResult(
         value=None,
         metadata={
-            "dagster/row_count": submissions,
-            "submissions_watermark": archive.manifest().submissions_watermark,
+            "dagster/row_count": exported["submissions"],
+            "texts": exported["texts"],
+            "texts_watermark": manifest.texts_watermark,
+            "submissions_watermark": manifest.submissions_watermark,
         },
     )
 

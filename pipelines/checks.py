@@ -33,9 +33,12 @@ def result(name: str, found: Sequence[str], **metadata: int) -> dg.AssetCheckRes
     )
 
 
-def as_declared(frame: pl.DataFrame, table: Table) -> dg.AssetCheckResult:
-    """Check schema, nulls and unique keys against the table's declaration."""
-    return result(AS_DECLARED, violations(frame, table))
+def as_declared(table: Table, *frames: pl.DataFrame) -> dg.AssetCheckResult:
+    """Check schema, nulls and unique keys against the table's declaration.
+
+    Of several frames each by itself: for parts of a table that share no key.
+    """
+    return result(AS_DECLARED, [found for frame in frames for found in violations(frame, table)])
 
 
 def sums_to_one_or_burns(weights: pl.DataFrame, winner_hotkey: str | None) -> list[str]:

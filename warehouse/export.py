@@ -6,7 +6,7 @@ finds them.
 """
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -61,14 +61,17 @@ EVENT_SCHEMA = pl.Schema(
         "body": pl.Binary,
     }
 )
-# So much at a time, whatever there is to export: a piece of texts is 40 MB, and a few of them wait.
-VOTES_PIECE_ROWS = 250_000
-TEXTS_PIECE_ROWS = 20_000
+# So much at a time, whatever there is to export: a piece of texts is 15 MB, as rows and as columns,
+# and a few of them wait.
+VOTES_PIECE_ROWS = 150_000
+TEXTS_PIECE_ROWS = 7_500
 WRITERS = 2
 COMPACT_PART_ROWS = 250_000
 COMPACT_PART_BYTES = 32 * 2**20
 
 Piece = TypeVar("Piece")
+# A folder of the archive, what is to be written to it, and up to which seq that is.
+AppendedPiece = tuple[str, pl.DataFrame, int]
 # Told of what, how many seqs of it are exported, and of how many.
 OnProgress = Callable[[str, int, int], None]
 
@@ -148,14 +151,12 @@ def _ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
             yield piece
 
 
-def _written(
-    archive: Archive, folder: str, pieces: Iterable[tuple[pl.DataFrame, int]]
-) -> Iterator[tuple[Part, int]]:
-    """Write each piece to a file, up to its last seq; yield them in order, each durable by then.
+def _written(archive: Archive, pieces: Iterable[AppendedPiece]) -> Iterator[tuple[str, Part, int]]:
+    """Write each piece to a file of its folder; yield them in order, each durable by then.
 
     The next ones are read meanwhile: that takes Python's lock, compressing and syncing do not.
     """
-    waiting: deque[tuple[Future[Part], int]] = deque()
+    waiting: deque[tuple[str, Future[Part], int]] = deque()
     failure: Exception | None = None
     remaining = iter(pieces)
     with ThreadPoolExecutor(WRITERS, "export") as writers:
@@ -167,16 +168,15 @@ def _written(
                 break
             if piece is None:
                 break
-            rows, last_seq = piece
-            waiting.append(
-                (writers.submit(archive.write, folder, f"{last_seq:012d}", rows), last_seq)
-            )
+            folder, rows, last_seq = piece
+            written = writers.submit(archive.write, folder, f"{last_seq:012d}", rows)
+            waiting.append((folder, written, last_seq))
             if len(waiting) > WRITERS:
-                part, last_seq = waiting.popleft()
-                yield part.result(), last_seq
+                folder, written, last_seq = waiting.popleft()
+                yield folder, written.result(), last_seq
         # What came before a failure is not to be written again.
-        for part, last_seq in waiting:
-            yield part.result(), last_seq
+        for folder, written, last_seq in waiting:
+            yield folder, written.result(), last_seq
     if failure is not None:
         raise failure
 
@@ -201,28 +201,53 @@ def newest_versions(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def export_texts(
+def export_submitted(
     archive: Archive,
     log: LogReader,
     through: int,
     rows_max: int,
     on_progress: OnProgress = untold,
-) -> int:
-    """Append texts up to seq `through`, about `rows_max` rows at most; return how many.
+) -> Counter[str]:
+    """Append texts up to seq `through`, about `rows_max` rows at most, and what they came in.
 
-    Bounded, because texts are a hundred times the bytes of votes and no weight waits for them.
+    Returns how many `texts` and signed `submissions`. Bounded, because texts are a hundred times
+    the bytes of votes and no weight waits for them; submissions go as far as the texts do. Both of
+    one stretch are read together, while it is in memory: a log may be larger than that.
     """
-    exported = 0
+    exported: Counter[str] = Counter()
     with archive.changing():
         manifest = archive.manifest()
-        after = manifest.texts_watermark
-        pieces = _texts_in_pieces(log, after, through, rows_max)
-        for part, last_seq in _written(archive, "texts", pieces):
-            manifest = replace(manifest, texts=(*manifest.texts, part), texts_watermark=last_seq)
+        after = manifest.submissions_watermark
+        pieces = _submitted_in_pieces(log, manifest, through, rows_max)
+        for folder, part, last_seq in _written(archive, pieces):
+            if folder == "texts":
+                texts = (*manifest.texts, part)
+                manifest = replace(manifest, texts=texts, texts_watermark=last_seq)
+            else:
+                submissions = (*manifest.submissions, part)
+                manifest = replace(
+                    manifest, submissions=submissions, submissions_watermark=last_seq
+                )
+                on_progress("Submissions", last_seq - after, through - after)
             archive.replace_manifest(manifest)
-            exported += part.rows
-            on_progress("Texts", last_seq - after, through - after)
+            exported[folder] += part.rows
     return exported
+
+
+def _submitted_in_pieces(
+    log: LogReader, manifest: Manifest, through: int, rows_max: int
+) -> Iterator[AppendedPiece]:
+    after = manifest.submissions_watermark
+    rows = 0
+    for texts, last_seq in _texts_in_pieces(log, manifest.texts_watermark, through, rows_max):
+        yield "texts", texts, last_seq
+        for submissions, after in _submissions_in_pieces(log, after, last_seq):  # noqa: B020
+            yield "submissions", submissions, after
+        rows += texts.height
+    # The acts of admins after the last text.
+    if rows < rows_max:
+        for submissions, last_seq in _submissions_in_pieces(log, after, through):
+            yield "submissions", submissions, last_seq
 
 
 def _texts_in_pieces(
@@ -313,27 +338,6 @@ def export_events(archive: Archive, log: LogReader, through: int) -> int:
             replace(manifest, events=(*manifest.events, part), events_watermark=last_seq)
         )
     return len(events)
-
-
-def export_submissions(
-    archive: Archive, log: LogReader, through: int, on_progress: OnProgress = untold
-) -> int:
-    """Append all signed submissions up to seq `through` to the archive; return how many."""
-    exported = 0
-    with archive.changing():
-        manifest = archive.manifest()
-        after = manifest.submissions_watermark
-        pieces = _submissions_in_pieces(log, after, through)
-        for part, last_seq in _written(archive, "submissions", pieces):
-            manifest = replace(
-                manifest,
-                submissions=(*manifest.submissions, part),
-                submissions_watermark=last_seq,
-            )
-            archive.replace_manifest(manifest)
-            exported += part.rows
-            on_progress("Submissions", last_seq - after, through - after)
-    return exported
 
 
 def _submissions_in_pieces(

@@ -1,11 +1,11 @@
 """What is asked of the log, one method a question. Nothing here writes."""
 
 import contextlib
-import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, itemgetter, lt
 from typing import Any
 
 import apsw
@@ -63,10 +63,13 @@ from warehouse.sqlite_schema import (
 
 # Rows a chunk: a long export is many short reads, so that it never keeps the WAL from being reset.
 VOTES_CHUNK_ROWS = 50_000
-TEXTS_CHUNK_ROWS = 5_000
+TEXTS_CHUNK_ROWS = 2_500
 # Usually 200 kB each, 2 MB at most.
 SUBMISSIONS_CHUNK_ROWS = 250
 
+# `VoteRow._make` and `TextRow._make` in a quarter of the time.
+AS_VOTE, AS_TEXT = partial(tuple.__new__, VoteRow), partial(tuple.__new__, TextRow)
+FIRST = itemgetter(0)
 Bindings = tuple[Any, ...] | dict[str, Any]
 Types = tuple[type | tuple[type, ...], ...]
 
@@ -179,11 +182,11 @@ class SqliteReader:
 
     def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
         for chunk in self._chunks(VOTES, after, through, VOTES_CHUNK_ROWS, VOTE_TYPES):
-            yield [VoteRow._make(row) for row in chunk]
+            yield list(map(AS_VOTE, chunk))
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
         for chunk in self._chunks(TEXTS, after, through, TEXTS_CHUNK_ROWS):
-            yield [TextRow._make(row) for row in chunk]
+            yield list(map(AS_TEXT, chunk))
 
     def submissions_between(self, after: int, through: int) -> Iterator[list[SubmissionRow]]:
         for chunk in self._chunks(SUBMISSIONS, after, through, SUBMISSIONS_CHUNK_ROWS):
@@ -242,7 +245,8 @@ class SqliteReader:
     ) -> Iterator[list[tuple[Any, ...]]]:
         while rows := self._rows(sql, (after, through, rows_max), types):
             # Or the same rows would come again and again.
-            if not all(one[0] < next_[0] for one, next_ in itertools.pairwise([(after,), *rows])):
+            seqs = [after, *map(FIRST, rows)]
+            if not all(map(lt, seqs, seqs[1:])):
                 raise LogDamagedError(f"what follows seq {after} is out of order")
             yield rows
             after = rows[-1][0]
@@ -292,5 +296,8 @@ class SqliteReader:
 
 
 def _refuse_other_types(rows: list[tuple[Any, ...]], types: Types) -> None:
-    if types and not all(all(map(isinstance, row, types)) for row in rows):
-        raise LogDamagedError("a record is none that was written")
+    # By columns, each in one step of Python: an export asks it of millions of rows.
+    for index, allowed in enumerate(types):
+        of_column = set(map(type, map(itemgetter(index), rows)))
+        if not of_column.issubset(allowed if isinstance(allowed, tuple) else (allowed,)):
+            raise LogDamagedError("a record is none that was written")

@@ -20,7 +20,7 @@ from tests.warehouse.builders import append, sample, settings
 from tests.warehouse.test_bucket import Publisher
 from warehouse.archive import Manifest
 from warehouse.bucket import POINTER, Pointer, follow
-from warehouse.export import export_submissions, export_texts
+from warehouse.export import export_submitted
 from warehouse.generation import GenerationError, Generations, open_generation
 from warehouse.objects import ObjectStorageError, ObjectStore
 from warehouse.publishing import WarehouseBucket
@@ -98,8 +98,7 @@ class Bucket:
             machine.vote(9)
             machine.publish()
             head = machine.log.head()
-            export_texts(machine.archive, machine.log, head, 99)
-            export_submissions(machine.archive, machine.log, head)
+            export_submitted(machine.archive, machine.log, head, 99)
             machine.publish_archive()
             bucket = WarehouseBucket(machine.settings, machine.store(machine.settings))
             bucket.catch_up(machine.generations, 99)

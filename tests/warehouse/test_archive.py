@@ -2,6 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 
 import polars as pl
 import pytest
@@ -15,8 +16,7 @@ from warehouse.export import (
     compact_texts,
     differences,
     export_events,
-    export_submissions,
-    export_texts,
+    export_submitted,
     export_votes,
 )
 from warehouse.hotkeys import signed_message, verify
@@ -40,8 +40,7 @@ def archive(log):
 
 def export_all(archive, log, rows_max=10**6):
     export_votes(archive, log, log.head())
-    export_texts(archive, log, log.head(), rows_max)
-    export_submissions(archive, log, log.head())
+    export_submitted(archive, log, log.head(), rows_max)
     export_events(archive, log, log.head())
 
 
@@ -122,21 +121,23 @@ def in_small_pieces(monkeypatch):
 def test_texts_and_submissions_are_written_in_pieces_and_in_order(log, archive):
     for number in range(11):
         append(log, sample(task=number))
+    log.announce_task(request("admin", 99), 99).result(30)
     told = []
     through = log.head()
-    assert export_texts(archive, log, through, 7, lambda *progress: told.append(progress)) == 8
-    assert export_texts(archive, log, through, 100) == 3
-    assert export_submissions(archive, log, through, lambda *progress: told.append(progress)) == 11
+    export = partial(export_submitted, archive, log, through)
+    assert export(7, lambda *progress: told.append(progress)) == {"texts": 8, "submissions": 8}
+    # What bounds the texts bounds these.
+    assert archive.manifest().submissions_watermark == archive.manifest().texts_watermark == 16
+    assert export(100) == {"texts": 3, "submissions": 4}
+    assert export(100) == {}
     manifest = archive.manifest()
     texts = [archive.read(part)["seq"].to_list() for part in manifest.texts]
     assert texts == [[2, 4, 6, 8], [10, 12, 14, 16], [18, 20, 22]]
     submissions = [archive.read(part)["seq"].to_list() for part in manifest.submissions]
-    assert submissions == [[1, 3, 5], [7, 9, 11], [13, 15, 17], [19, 21]]
-    assert (manifest.texts_watermark, manifest.submissions_watermark) == (22, 22)
-    assert told == [
-        ("Texts", 8, 22), ("Texts", 16, 22), ("Submissions", 6, 22), ("Submissions", 12, 22),
-        ("Submissions", 18, 22), ("Submissions", 22, 22),
-    ]  # fmt: skip
+    # The last one has no sample: the act of an admin.
+    assert submissions == [[1, 3, 5], [7], [9, 11, 13], [15], [17, 19, 21], [23]]
+    assert (manifest.texts_watermark, manifest.submissions_watermark) == (22, 24)
+    assert told == [("Submissions", reached, 24) for reached in (6, 8, 14, 16)]
 
 
 @pytest.mark.usefixtures("in_small_pieces")
@@ -153,10 +154,10 @@ def test_a_piece_that_could_not_be_written_ends_the_export_where_it_was(log, arc
     with monkeypatch.context() as patched:
         patched.setattr(Archive, "write", fail)
         with pytest.raises(OSError, match="no space"):
-            export_texts(archive, log, log.head(), 100)
+            export_submitted(archive, log, log.head(), 100)
     # A later piece may have been written: nobody names it.
     assert archive.manifest().texts_watermark == 8
-    assert export_texts(archive, log, log.head(), 100) == 7
+    assert export_submitted(archive, log, log.head(), 100)["texts"] == 7
     seqs = pl.concat([archive.read(part) for part in archive.manifest().texts])["seq"]
     assert seqs.to_list() == list(range(2, 23, 2))
 
@@ -169,7 +170,7 @@ def test_what_came_before_damage_in_the_log_is_archived_once(log, archive, monke
 
     def damaged(after, through):
         for chunk in read(after, through):
-            if chunk[0].seq == 13:
+            if any(row.seq == 13 for row in chunk):
                 raise LogDamagedError("a page")
             yield chunk
 
@@ -177,10 +178,12 @@ def test_what_came_before_damage_in_the_log_is_archived_once(log, archive, monke
         patched.setattr(log, "submissions_between", damaged)
         for _ in range(3):
             with pytest.raises(LogDamagedError):
-                export_submissions(archive, log, log.head())
-    assert archive.manifest().submissions_watermark == 12
+                export_submitted(archive, log, log.head(), 100)
+    assert archive.manifest().submissions_watermark == 8
     assert len(list(archive.directory.rglob("submissions/*.parquet"))) == 2
-    assert export_submissions(archive, log, log.head()) == 5
+    assert export_submitted(archive, log, log.head(), 100)["submissions"] == 7
+    seqs = pl.concat([archive.read(part) for part in archive.manifest().submissions])["seq"]
+    assert seqs.to_list() == list(range(1, 23, 2))
 
 
 def test_an_unreadable_manifest_is_not_an_empty_archive(log, archive):
@@ -225,10 +228,10 @@ def test_an_archive_ahead_of_its_log_is_an_error(log, archive, tmp_path):
 def test_texts_follow_in_bounded_steps(log, archive):
     append(log, sample("a", 1, prompt="one"))
     append(log, sample("a", 2, prompt="two"))
-    assert export_texts(archive, log, log.head(), 1) == 2
+    assert export_submitted(archive, log, log.head(), 1)["texts"] == 2
     append(log, sample("a", 3, prompt="three"))
-    assert export_texts(archive, log, log.head(), 1) == 1
-    assert export_texts(archive, log, log.head(), 1) == 0
+    assert export_submitted(archive, log, log.head(), 1)["texts"] == 1
+    assert export_submitted(archive, log, log.head(), 1)["texts"] == 0
     texts = pl.concat([archive.read(part) for part in archive.manifest().texts])
     assert texts["prompt"].to_list() == ["one", "two", "three"]
 
@@ -359,7 +362,8 @@ def test_small_files_of_evidence_are_merged_and_nothing_of_them_is_lost(log, arc
         export_all(archive, log)
     before = archive.manifest()
     read = [archive.read(part) for part in before.submissions]
-    assert len(read) == 6
+    # Of each run the samples' and, after the last sample, the admin's.
+    assert len(read) == 12
     monkeypatch.setattr("warehouse.export.COMPACT_PART_BYTES", 3 * before.submissions[0].size)
     assert compact_evidence(archive) > 0
     after = archive.manifest()

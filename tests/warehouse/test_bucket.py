@@ -13,7 +13,7 @@ from tests.warehouse.test_generation import EMPTY, info
 from warehouse import generation as generation_module
 from warehouse.archive import Archive, ArchiveError
 from warehouse.bucket import POINTER, Pointer, follow, read_pointer
-from warehouse.export import export_submissions, export_texts, export_votes
+from warehouse.export import export_submitted, export_votes
 from warehouse.generation import GenerationError, Generations, StaleRunError, open_generation
 from warehouse.objects import ObjectMissingError, ObjectStorageError, ObjectStore
 from warehouse.publication import publish
@@ -199,8 +199,7 @@ def test_a_later_state_of_the_archive_is_published_beside_the_generation(publish
     publisher.vote()
     published = publisher.publish()
     assert not publisher.publish_archive()
-    export_texts(publisher.archive, publisher.log, publisher.log.head(), 10)
-    export_submissions(publisher.archive, publisher.log, publisher.log.head())
+    export_submitted(publisher.archive, publisher.log, publisher.log.head(), 10)
     assert publisher.publish_archive()
     pointer = pointed(store)
     assert pointer.snapshot_id == published.snapshot_id
