@@ -10,14 +10,14 @@ generation they are what a lost log begins again from. `export` moves records he
 
 import hashlib
 import io
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
+import orjson
 import polars as pl
 
 from warehouse.archive_views import ArchiveFiles
@@ -75,7 +75,7 @@ class Manifest:
     @classmethod
     def from_json(cls, content: bytes) -> "Manifest":
         """Read what `as_json` wrote; raises `ValueError`, `KeyError` or `TypeError`."""
-        fields = json.loads(content)
+        fields = orjson.loads(content)
         if not isinstance(fields, dict) or not isinstance(fields.get("votes"), dict):
             raise TypeError("that is no manifest")
         votes = {name: Part(**part) for name, part in fields.pop("votes").items()}
@@ -87,7 +87,7 @@ class Manifest:
 
     def as_json(self) -> bytes:
         """Return the one text of this manifest."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return orjson.dumps(self, option=orjson.OPT_INDENT_2)
 
     def parts(self) -> tuple[Part, ...]:
         """Return all files that count."""

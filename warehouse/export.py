@@ -61,11 +61,16 @@ EVENT_SCHEMA = pl.Schema(
         "body": pl.Binary,
     }
 )
-# So much at a time, whatever there is to export: a piece of texts is 15 MB, as rows and as columns,
+# So much at a time, whatever there is to export: a piece of texts is 20 MB, as rows and as columns,
 # and a few of them wait.
 VOTES_PIECE_ROWS = 150_000
-TEXTS_PIECE_ROWS = 7_500
+TEXTS_PIECE_ROWS = 10_000
 WRITERS = 2
+# The manifest names all files: with a thousand of them it takes as long to write as a piece.
+PIECES_A_MANIFEST = 64
+# So many pieces of texts are followed by the submissions that they came in: some 400 MB of the log,
+# which the system still has in memory then.
+TEXTS_PIECES_A_STRETCH = 16
 COMPACT_PART_ROWS = 250_000
 COMPACT_PART_BYTES = 32 * 2**20
 
@@ -216,38 +221,48 @@ def export_submitted(
     """
     exported: Counter[str] = Counter()
     with archive.changing():
-        manifest = archive.manifest()
+        manifest = saved = archive.manifest()
         after = manifest.submissions_watermark
         pieces = _submitted_in_pieces(log, manifest, through, rows_max)
-        for folder, part, last_seq in _written(archive, pieces):
-            if folder == "texts":
-                texts = (*manifest.texts, part)
-                manifest = replace(manifest, texts=texts, texts_watermark=last_seq)
-            else:
-                submissions = (*manifest.submissions, part)
-                manifest = replace(
-                    manifest, submissions=submissions, submissions_watermark=last_seq
-                )
-                on_progress("Submissions", last_seq - after, through - after)
-            archive.replace_manifest(manifest)
-            exported[folder] += part.rows
+        try:
+            for number, (folder, part, last_seq) in enumerate(_written(archive, pieces), 1):
+                manifest = _with_appended(manifest, folder, part, last_seq)
+                if number % PIECES_A_MANIFEST == 0:
+                    archive.replace_manifest(manifest)
+                    saved = manifest
+                exported[folder] += part.rows
+                if folder == "submissions":
+                    on_progress("Submissions", last_seq - after, through - after)
+        finally:
+            # What came before a failure is not to be written again.
+            if manifest is not saved:
+                archive.replace_manifest(manifest)
     return exported
+
+
+def _with_appended(manifest: Manifest, folder: str, part: Part, last_seq: int) -> Manifest:
+    if folder == "texts":
+        return replace(manifest, texts=(*manifest.texts, part), texts_watermark=last_seq)
+    submissions = (*manifest.submissions, part)
+    return replace(manifest, submissions=submissions, submissions_watermark=last_seq)
 
 
 def _submitted_in_pieces(
     log: LogReader, manifest: Manifest, through: int, rows_max: int
 ) -> Iterator[AppendedPiece]:
-    after = manifest.submissions_watermark
-    rows = 0
-    for texts, last_seq in _texts_in_pieces(log, manifest.texts_watermark, through, rows_max):
-        yield "texts", texts, last_seq
-        for submissions, after in _submissions_in_pieces(log, after, last_seq):  # noqa: B020
-            yield "submissions", submissions, after
-        rows += texts.height
-    # The acts of admins after the last text.
-    if rows < rows_max:
-        for submissions, last_seq in _submissions_in_pieces(log, after, through):
-            yield "submissions", submissions, last_seq
+    done, reached, rows = manifest.submissions_watermark, manifest.texts_watermark, 0
+    texts = _texts_in_pieces(log, reached, through, rows_max)
+    for number, (piece, reached) in enumerate(texts, 1):
+        yield "texts", piece, reached
+        rows += piece.height
+        if number % TEXTS_PIECES_A_STRETCH == 0:
+            for submissions, last_seq in _submissions_in_pieces(log, done, reached):
+                yield "submissions", submissions, last_seq
+                done = last_seq
+    # All of them, with the acts of admins after the last text, or as far as the texts have come.
+    through = through if rows < rows_max else reached
+    for submissions, last_seq in _submissions_in_pieces(log, done, through):
+        yield "submissions", submissions, last_seq
 
 
 def _texts_in_pieces(

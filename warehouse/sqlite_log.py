@@ -49,7 +49,7 @@ from warehouse.sqlite_transaction import APPENDED, Transaction
 
 ZSTD_LEVEL = 1  # bodies shrink to a third; level 3 takes twice the time for 4 % more
 # The upper pages of the indexes, and what one commit changes, stay in memory.
-WRITER_CACHE_KIB = 16_384
+WRITER_CACHE_KIB = 12_288
 ROW_BYTES = 200  # what a record costs beside its body, for the queue's account
 # How often it is tried whether commits succeed again, while nobody appends.
 TRY_SECONDS = 2.0

@@ -114,6 +114,8 @@ def test_an_archive_made_in_pieces_equals_one_made_in_one(log, archive, tmp_path
 def in_small_pieces(monkeypatch):
     monkeypatch.setattr("warehouse.sqlite_reads.TEXTS_CHUNK_ROWS", 2)
     monkeypatch.setattr("warehouse.export.TEXTS_PIECE_ROWS", 4)
+    monkeypatch.setattr("warehouse.export.TEXTS_PIECES_A_STRETCH", 1)
+    monkeypatch.setattr("warehouse.export.PIECES_A_MANIFEST", 2)
     monkeypatch.setattr("warehouse.sqlite_reads.SUBMISSIONS_CHUNK_ROWS", 3)
 
 
@@ -362,8 +364,7 @@ def test_small_files_of_evidence_are_merged_and_nothing_of_them_is_lost(log, arc
         export_all(archive, log)
     before = archive.manifest()
     read = [archive.read(part) for part in before.submissions]
-    # Of each run the samples' and, after the last sample, the admin's.
-    assert len(read) == 12
+    assert len(read) == 6
     monkeypatch.setattr("warehouse.export.COMPACT_PART_BYTES", 3 * before.submissions[0].size)
     assert compact_evidence(archive) > 0
     after = archive.manifest()
