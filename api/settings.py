@@ -61,7 +61,7 @@ class ApiSettings(BaseSettings):
         2, gt=0, description="What Retry-After says when the log or the tables are not available."
     )
     rendered_bytes_max: int = Field(
-        16 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
+        4 * 2**20, gt=0, description="Bytes of rendered answers that a worker keeps, at most."
     )
     log_read_threads: int = Field(
         2,
