@@ -9,7 +9,7 @@ import dagster as dg
 
 from pipelines.bucketing import archive_into_bucket, retain_in_bucket
 from pipelines.resources import Stores, asset
-from warehouse import export
+from warehouse import compaction, export
 from warehouse.archive import ArchiveError
 from warehouse.files import remove_leftovers
 from warehouse.generation import open_generation
@@ -30,8 +30,8 @@ StoresParam = dg.ResourceParam[Stores]
     description="Small files of texts and submissions merged, superseded texts dropped.",
 )
 def compacted_archive(stores: StoresParam) -> dg.MaterializeResult:
-    texts = export.compact_texts(stores.archive)
-    evidence = export.compact_evidence(stores.archive)
+    texts = compaction.compact_texts(stores.archive)
+    evidence = compaction.compact_evidence(stores.archive)
     return dg.MaterializeResult(
         value=None,
         metadata={

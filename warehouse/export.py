@@ -1,4 +1,4 @@
-"""From the log into the archive: export, compaction, and the proof that allows the log to forget.
+"""From the log into the archive: export, and the proof that allows the log to forget.
 
 Every step is idempotent and leaves the archive valid at each moment: new files first, then the
 manifest, in one rename. A crash in between leaves files that nobody names; `Archive.remove_unnamed`
@@ -71,8 +71,6 @@ PIECES_A_MANIFEST = 64
 # So many pieces of texts are followed by the submissions that they came in: some 400 MB of the log,
 # which the system still has in memory then.
 TEXTS_PIECES_A_STRETCH = 16
-COMPACT_PART_ROWS = 250_000
-COMPACT_PART_BYTES = 32 * 2**20
 
 Piece = TypeVar("Piece")
 # A folder of the archive, what is to be written to it, and up to which seq that is.
@@ -282,57 +280,6 @@ def _texts_in_pieces(
         yield pl.concat(taken), int(taken[-1]["seq"][-1])
 
 
-def compact_texts(archive: Archive) -> int:
-    """Merge runs of small text files into large ones; return how many files were merged.
-
-    Texts of superseded samples go: what a validator once said stays in the submissions.
-    """
-    with archive.changing():
-        manifest = archive.manifest()
-        current = archive.votes(manifest).select("seq")
-        compacted: list[Part] = []
-        merged = 0
-        for run in _runs(manifest.texts):
-            if len(run) == 1:
-                compacted += run
-                continue
-            texts = pl.concat([archive.read(part) for part in run])
-            # Versions newer than the votes' watermark cannot be told current or not yet.
-            is_kept = pl.col("seq") > manifest.watermark
-            texts = pl.concat(
-                [texts.join(current, on="seq", how="semi"), texts.filter(is_kept)]
-            ).sort("seq")
-            compacted.append(archive.write("texts", f"{run[-1].last_seq:012d}", texts))
-            merged += len(run)
-        if merged:
-            archive.replace_manifest(replace(manifest, texts=tuple(compacted)))
-    return merged
-
-
-def compact_evidence(archive: Archive) -> int:
-    """Merge runs of small files of submissions and of events; return how many files went."""
-    with archive.changing():
-        manifest = archive.manifest()
-        submissions = _merged(archive, "submissions", manifest.submissions)
-        events = _merged(archive, "events", manifest.events)
-        merged = len(manifest.parts()) - len(manifest.votes) - len(manifest.texts)
-        merged -= len(submissions) + len(events)
-        if merged:
-            archive.replace_manifest(replace(manifest, submissions=submissions, events=events))
-    return merged
-
-
-def _merged(archive: Archive, folder: str, parts: Iterable[Part]) -> tuple[Part, ...]:
-    merged: list[Part] = []
-    for run in _runs_of_bytes(archive, parts):
-        if len(run) == 1:
-            merged += run
-        else:
-            rows = pl.concat([archive.read(part) for part in run])
-            merged.append(archive.write(folder, f"{run[-1].last_seq:012d}", rows))
-    return tuple(merged)
-
-
 def export_events(archive: Archive, log: LogReader, through: int) -> int:
     """Append all events up to seq `through`, each with its signed request; return how many."""
     with archive.changing():
@@ -419,32 +366,6 @@ def _submission_differences(
         lost = rows.join(archived, on=list(SUBMISSION_SCHEMA), how="anti", nulls_equal=True)
         found += [f"submission {seq} is not in the archive as it arrived" for seq in lost["seq"]]
     return found
-
-
-def _runs(parts: Iterable[Part]) -> list[list[Part]]:
-    """Group neighbouring parts so that each group has about `COMPACT_PART_ROWS` rows."""
-    runs: list[list[Part]] = []
-    for part in parts:
-        if runs and sum(p.rows for p in runs[-1]) + part.rows <= COMPACT_PART_ROWS:
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
-
-
-def _runs_of_bytes(archive: Archive, parts: Iterable[Part]) -> list[list[Part]]:
-    """Group neighbouring parts so that each group has about `COMPACT_PART_BYTES`."""
-    runs: list[list[Part]] = []
-    run_bytes = 0
-    for part in parts:
-        size = part.size or (archive.directory / part.file).stat().st_size
-        if runs and run_bytes + size <= COMPACT_PART_BYTES:
-            runs[-1].append(part)
-            run_bytes += size
-        else:
-            runs.append([part])
-            run_bytes = size
-    return runs
 
 
 def vote_rows(chunks: Iterable[list[VoteRow]]) -> pl.DataFrame:

@@ -11,9 +11,8 @@ import zstandard
 from tests.builders import signed_request
 from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse.archive import Archive, ArchiveError
+from warehouse.compaction import compact_evidence, compact_texts
 from warehouse.export import (
-    compact_evidence,
-    compact_texts,
     differences,
     export_events,
     export_submitted,
@@ -365,7 +364,7 @@ def test_small_files_of_evidence_are_merged_and_nothing_of_them_is_lost(log, arc
     before = archive.manifest()
     read = [archive.read(part) for part in before.submissions]
     assert len(read) == 6
-    monkeypatch.setattr("warehouse.export.COMPACT_PART_BYTES", 3 * before.submissions[0].size)
+    monkeypatch.setattr("warehouse.compaction.COMPACT_PART_BYTES", 3 * before.submissions[0].size)
     assert compact_evidence(archive) > 0
     after = archive.manifest()
     assert 1 < len(after.submissions) < 6
