@@ -185,13 +185,14 @@ class SqliteLog(SqliteReader):
                         connection = self._opened()
                     _refuse_another(self.path, file)
                 try:
-                    self._commit_all(connection)
+                    has_committed = self._commit_all(connection)
                 except apsw.ReadOnlyError:
                     # It can be written again, but not through what was opened meanwhile.
                     close_all()
                     connection = self._opened()
-                    self._commit_all(connection)
-                self._problem, self._is_to_be_tried = None, False
+                    has_committed = self._commit_all(connection)
+                if has_committed:
+                    self._problem, self._is_to_be_tried = None, False
             except Exception as error:  # noqa: BLE001  (whatever it was, the callers must hear it)
                 at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
                 failure = _unavailable(error)
@@ -223,17 +224,18 @@ class SqliteLog(SqliteReader):
         self._hotkey_ids.clear()
         return _open_for_writing(self.path)
 
-    def _commit_all(self, connection: apsw.Connection) -> None:
+    def _commit_all(self, connection: apsw.Connection) -> bool:
         """Commit what waits and tell everybody; what cannot be applied fails alone.
 
         What is in it is decided under the lock, so that who came while it was waited for comes
-        along. Where nobody waits it is a try. Raises when nothing of `_group` is known to be
-        stored.
+        along. Where nobody waits it is a try, if one is due. Returns whether there was a commit;
+        raises when nothing of `_group` is known to be stored.
         """
         begun = time.perf_counter()
         with locked_in_turn(lock_path(self.path), self.settings.log_lock_seconds_max):
             group = self._group = self._group or self._taken()
-            if not group and self._is_to_be_tried:
+            is_try = not group and self._is_to_be_tried
+            if is_try:
                 self._try_out(connection)
             while group:
                 try:
@@ -252,6 +254,7 @@ class SqliteLog(SqliteReader):
             # Who only counts must not make a failure of what is stored.
             with contextlib.suppress(Exception):
                 self._on_commit(len(group), seconds)
+        return bool(group) or is_try
 
     def _taken(self) -> list[_Pending]:
         """Take from the queue what one commit may hold."""

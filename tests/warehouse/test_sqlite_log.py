@@ -460,6 +460,18 @@ def test_who_comes_while_the_lock_is_waited_for_shares_the_commit(tmp_path):
     assert commits == [1, 3]
 
 
+def test_an_append_that_nobody_wants_any_more_is_no_commit(log, keeper):
+    append(log, sample())
+    with locked_in_turn(lock_path(log.path), 60):
+        log._problem = "a damaged page"
+        given_up = log.append_samples(request("v", 1), [sample()], None)
+        wait_for(lambda: is_locked(next_lock_path(lock_path(log.path))))
+        assert given_up.cancel()
+    log.close()
+    assert log.problem() == "a damaged page"
+    assert keeper.head() == 2
+
+
 def test_a_file_that_is_no_log_is_refused(tmp_path):
     warehouse = settings(tmp_path)
     warehouse.log_path.parent.mkdir(parents=True)
