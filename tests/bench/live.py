@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.bench.servers import (
     Memory,
     api_arguments,
     full_batches,
+    stored,
 )
 
 # More than two cores will ever take, so that a round does not run out of requests.
@@ -101,7 +103,8 @@ def hold(
                 # Signed anew, since signatures expire.
                 for requests in reads(tasks, old_miner, int(time.time())).values():
                     bench.cycle(port, requests, HOLD_ROUND_SECONDS)
-                bench.once(port, full_batches(range(next_task, next_task + HOLD_TASKS)), 1)
+                batches = full_batches(range(next_task, next_task + HOLD_TASKS))
+                stored(environment, history.BATCH + 1, partial(bench.once, port, batches, 1))
                 next_task += HOLD_TASKS
                 bar.update(int(time.monotonic() - begun) - told)
                 told = int(time.monotonic() - begun)
@@ -121,7 +124,9 @@ def measure_singles(
         tasks = -(-int(SINGLES_PER_SECOND_MAX * ROUND_SECONDS) // a_task)
         for number in range(ROUNDS):
             start = first_task + number * tasks
-            rounds.append(bench.once(port, singles(range(start, start + tasks))))
+            # Each is a submission and its sample.
+            one_by_one = singles(range(start, start + tasks))
+            rounds.append(stored(environment, 2, partial(bench.once, port, one_by_one)))
     return rounds
 
 

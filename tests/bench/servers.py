@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,8 @@ import psutil
 from cli.processes import Child, Processes, free_port
 from tests.bench import history
 from tests.bench.frames import framed, write_frames
+from warehouse.settings import WarehouseSettings
+from warehouse.sqlite_reads import SqliteReader
 
 CONNECTIONS = 32
 WARM_SECONDS, ROUND_SECONDS, ROUNDS = 1.0, 3.0, 5
@@ -43,6 +46,7 @@ class Load:
     per_second: float
     p50_ms: float
     p99_ms: float
+    requests: int
 
 
 class Bench:
@@ -81,9 +85,15 @@ class Bench:
         )
         lines = played.stdout.splitlines()
         result = json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else {}
-        if not result or any(result[bad] for bad in ("refused", "broken", "has_run_out")):
+        bad = ("refused", "broken", "has_run_out")
+        if not result or not result["requests"] or any(result[name] for name in bad):
             raise BenchError(f"the load failed: {result or played.stdout.decode()}")
-        return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"])
+        return Load(
+            result["requests"] / result["seconds"],
+            result["p50_ms"],
+            result["p99_ms"],
+            result["requests"],
+        )
 
     def cycle(self, port: int, requests: Sequence[bytes], seconds: float) -> Load:
         """Send requests over and over."""
@@ -243,11 +253,29 @@ def measure_writes(
         with Memory(child) as memory:
             for number in range(ROUNDS):
                 start = first_task + number * tasks
-                rounds.append(bench.once(port, full_batches(range(start, start + tasks))))
-        head = httpx.get(f"http://127.0.0.1:{port}/samples/list", trust_env=False).json()[0]
-    if head["task_id"] < first_task + (ROUNDS - 1) * tasks:
-        raise BenchError("the newest sample is not one of those that were sent")
+                batches = full_batches(range(start, start + tasks))
+                rounds.append(
+                    stored(environment, history.BATCH + 1, partial(bench.once, port, batches))
+                )
     return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.BATCH}
+
+
+def stored(environment: Mapping[str, str], records: int, act: Callable[[], Load]) -> Load:
+    """Return what `act` measured; raise `BenchError` unless the log grew by what was answered.
+
+    `records`: what each request adds to it. Those that were under way at the end count or not.
+    """
+    settings = WarehouseSettings(leoma_home=Path(environment["LEOMA_HOME"]))
+    log = SqliteReader(settings, is_inspection=True)
+    try:
+        before = log.head()
+        load = act()
+        grown = log.head() - before
+    finally:
+        log.close()
+    if not load.requests * records <= grown <= (load.requests + CONNECTIONS) * records:
+        raise BenchError(f"{load.requests} requests were answered, and the log grew by {grown}")
+    return load
 
 
 def full_batches(tasks: range) -> Iterator[bytes]:
