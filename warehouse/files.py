@@ -83,7 +83,7 @@ def remove_leftovers(directory: Path) -> int:
 @contextlib.contextmanager
 def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
     """Hold an exclusive lock between processes; the kernel drops it when the holder dies."""
-    descriptor = _locked(path, timeout_seconds)
+    descriptor = _locked(path, timeout_seconds, time.monotonic() + timeout_seconds)
     try:
         yield
     finally:
@@ -97,27 +97,24 @@ def next_lock_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def locked_in_turn(path: Path, timeout_seconds: float) -> Iterator[None]:
-    """Hold such a lock; who had it last gets it again after everybody else who waits for it.
+    """Hold such a lock; who had it last does not get it again before somebody who waits for it.
 
     A second lock belongs to whoever is next. Who lets go of the first one and wants it again finds
-    the second one taken, where `locked` would have it back before others look the next time.
+    the second one taken, where `locked` would have it back before others look the next time. Who
+    of several others is next is chance.
     """
-    next_one = _locked(next_lock_path(path), timeout_seconds)
-    try:
-        descriptor = _locked(path, timeout_seconds)
-    finally:
-        os.close(next_one)
-    try:
+    deadline = time.monotonic() + timeout_seconds
+    with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as waiting:
+            waiting.callback(os.close, _locked(next_lock_path(path), timeout_seconds, deadline))
+            held.callback(os.close, _locked(path, timeout_seconds, deadline))
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _locked(path: Path, timeout_seconds: float) -> int:
+def _locked(path: Path, timeout_seconds: float, deadline: float) -> int:
     """Return a descriptor that has the lock for as long as it is open."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        deadline = time.monotonic() + timeout_seconds
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

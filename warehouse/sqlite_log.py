@@ -149,6 +149,8 @@ class SqliteLog(SqliteReader):
 
     def _packed(self, body: bytes) -> bytes:
         """Return the body as it is stored. By the caller, since nobody waits for him meanwhile."""
+        with self._arrived:
+            self._refuse_beyond(len(body))
         try:
             with self._packing:
                 return self._compressor.compress(body)
@@ -160,10 +162,7 @@ class SqliteLog(SqliteReader):
     ) -> "Future[Any]":
         pending = _Pending(apply, body_bytes + ROW_BYTES * record_count, Future())
         with self._arrived:
-            if self._is_closing:
-                raise LogUnavailableError("the log is closing")
-            if self._queued_bytes + pending.queued_bytes > self.settings.log_queue_bytes_max:
-                raise LogBusyError("too many submissions wait for a commit")
+            self._refuse_beyond(pending.queued_bytes)
             self._queue.append(pending)
             self._queued_bytes += pending.queued_bytes
             if self._writer is None:
@@ -171,6 +170,12 @@ class SqliteLog(SqliteReader):
                 self._writer.start()
             self._arrived.notify()
         return pending.future
+
+    def _refuse_beyond(self, more_bytes: int) -> None:
+        if self._is_closing:
+            raise LogUnavailableError("the log is closing")
+        if self._queued_bytes + more_bytes > self.settings.log_queue_bytes_max:
+            raise LogBusyError("too many submissions wait for a commit")
 
     def _write(self) -> None:
         """Commit group after group until the log closes and nothing waits."""
