@@ -48,12 +48,20 @@ class Landing:
             landed, self._landed = self._landed, deque()
             self._is_called = False
         for awaited, future in landed:
-            # Its caller was cancelled.
-            if awaited.done():
-                continue
-            if future.cancelled():
-                awaited.cancel()
-            elif (error := future.exception()) is not None:
-                awaited.set_exception(error)
-            else:
-                awaited.set_result(future.result())
+            # Unless its caller was cancelled.
+            if not awaited.done():
+                _settle(awaited, future)
+
+
+def _settle(awaited: asyncio.Future[Any], future: "Future[Any]") -> None:
+    if future.cancelled():
+        awaited.cancel()
+        return
+    error = future.exception()
+    if error is None:
+        awaited.set_result(future.result())
+    elif isinstance(error, StopIteration):
+        # No future of asyncio takes it, and those behind this one are not to blame.
+        awaited.set_exception(RuntimeError(f"a thread raised {error!r}"))
+    else:
+        awaited.set_exception(error)
