@@ -220,7 +220,7 @@ def export_submitted(
     exported: Counter[str] = Counter()
     with archive.changing():
         manifest = saved = archive.manifest()
-        after = manifest.submissions_watermark
+        after, texts_after = manifest.submissions_watermark, manifest.texts_watermark
         pieces = _submitted_in_pieces(log, manifest, through, rows_max)
         try:
             for number, (folder, part, last_seq) in enumerate(_written(archive, pieces), 1):
@@ -229,12 +229,15 @@ def export_submitted(
                     archive.replace_manifest(manifest)
                     saved = manifest
                 exported[folder] += part.rows
-                if folder == "submissions":
-                    on_progress("Submissions", last_seq - after, through - after)
+                if folder == "texts":
+                    on_progress("Texts", last_seq - texts_after, through - texts_after)
         finally:
             # What came before a failure is not to be written again.
             if manifest is not saved:
                 archive.replace_manifest(manifest)
+        if exported["submissions"]:
+            # Nearly all of them came with the texts.
+            on_progress("Submissions", manifest.submissions_watermark - after, through - after)
     return exported
 
 
