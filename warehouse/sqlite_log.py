@@ -318,8 +318,13 @@ class SqliteLog(SqliteReader):
 
 def _open_for_writing(path: Path) -> apsw.Connection:
     connection = connect_to_write(path)
-    connection.pragma("cache_size", -WRITER_CACHE_KIB)
-    connection.execute(APPENDED)
+    try:
+        connection.pragma("cache_size", -WRITER_CACHE_KIB)
+        # The first to read the file, so that it fails where that does.
+        connection.execute(APPENDED)
+    except BaseException:
+        connection.close(True)
+        raise
     return connection
 
 

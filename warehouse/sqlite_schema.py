@@ -366,12 +366,17 @@ def connect(path: Path, flags: int) -> apsw.Connection:
     """Open one connection with the settings that durability and append-only depend on."""
     connection = apsw.Connection(str(path), flags=flags)
     _opened.add(connection)
-    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-    # FULL: a commit returns after its WAL frames are on the disk.
-    connection.pragma("synchronous", "full")
-    # Otherwise INSERT OR REPLACE would delete without asking the triggers.
-    connection.pragma("recursive_triggers", True)
-    connection.pragma("wal_autocheckpoint", WAL_CHECKPOINT_PAGES)
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # FULL: a commit returns after its WAL frames are on the disk.
+        connection.pragma("synchronous", "full")
+        # Otherwise INSERT OR REPLACE would delete without asking the triggers.
+        connection.pragma("recursive_triggers", True)
+        connection.pragma("wal_autocheckpoint", WAL_CHECKPOINT_PAGES)
+    except BaseException:
+        # Or it would, whenever its memory is freed: and the last to close touches the file.
+        connection.close(True)
+        raise
     return connection
 
 
