@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def hold(
                 for requests in reads(tasks, old_miner, int(time.time())).values():
                     bench.cycle(port, requests, HOLD_ROUND_SECONDS)
                 batches = full_batches(range(next_task, next_task + HOLD_TASKS))
-                stored(environment, history.BATCH + 1, partial(bench.once, port, batches, 1))
+                stored(bench, environment, port, batches, history.BATCH + 1, seconds=1)
                 next_task += HOLD_TASKS
                 bar.update(int(time.monotonic() - begun) - told)
                 told = int(time.monotonic() - begun)
@@ -126,7 +125,7 @@ def measure_singles(
             start = first_task + number * tasks
             # Each is a submission and its sample.
             one_by_one = singles(range(start, start + tasks))
-            rounds.append(stored(environment, 2, partial(bench.once, port, one_by_one)))
+            rounds.append(stored(bench, environment, port, one_by_one, 2))
     return rounds
 
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,23 +94,21 @@ class Bench:
             result["requests"],
         )
 
-    def cycle(self, port: int, requests: Sequence[bytes], seconds: float) -> Load:
-        """Send requests over and over."""
+    def written(self, requests: Iterable[bytes]) -> Path:
+        """Write requests to a file for `play`."""
         path = self.scratch / "requests"
         write_frames(path, requests)
-        return self.play(port, path, seconds, is_once=False)
+        return path
+
+    def cycle(self, port: int, requests: Sequence[bytes], seconds: float) -> Load:
+        """Send requests over and over."""
+        return self.play(port, self.written(requests), seconds, is_once=False)
 
     def gets(
         self, port: int, path: str, seconds: float, headers: Mapping[str, str] | None = None
     ) -> Load:
         """GET a path over and over."""
         return self.cycle(port, [framed("GET", path, headers or {})], seconds)
-
-    def once(self, port: int, requests: Iterable[bytes], seconds: float = ROUND_SECONDS) -> Load:
-        """Send requests for a round, each once; there must be enough of them."""
-        path = self.scratch / "requests"
-        write_frames(path, requests)
-        return self.play(port, path, seconds, is_once=True)
 
 
 class Memory:
@@ -254,22 +251,31 @@ def measure_writes(
             for number in range(ROUNDS):
                 start = first_task + number * tasks
                 batches = full_batches(range(start, start + tasks))
-                rounds.append(
-                    stored(environment, history.BATCH + 1, partial(bench.once, port, batches))
-                )
+                rounds.append(stored(bench, environment, port, batches, history.BATCH + 1))
     return {"rates": rounds, "rss_mb": memory.rss_mb, "samples_a_request": history.BATCH}
 
 
-def stored(environment: Mapping[str, str], records: int, act: Callable[[], Load]) -> Load:
-    """Return what `act` measured; raise `BenchError` unless the log grew by what was answered.
+def stored(
+    bench: Bench,
+    environment: Mapping[str, str],
+    port: int,
+    requests: Iterable[bytes],
+    records: int,
+    *,
+    seconds: float = ROUND_SECONDS,
+) -> Load:
+    """Send requests, each once, and return what was measured; there must be enough of them.
 
-    `records`: what each request adds to it. Those that were under way at the end count or not.
+    Raises `BenchError` unless the log grew by what was answered, each time `records`. What was
+    under way at the end counts or not.
     """
+    # This takes seconds, in which what was under way before comes to its end.
+    path = bench.written(requests)
     settings = WarehouseSettings(leoma_home=Path(environment["LEOMA_HOME"]))
     log = SqliteReader(settings, is_inspection=True)
     try:
         before = log.head()
-        load = act()
+        load = bench.play(port, path, seconds, is_once=True)
         grown = log.head() - before
     finally:
         log.close()
