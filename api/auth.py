@@ -181,9 +181,12 @@ async def _arrived(receive: Receive, body_bytes_max: int) -> bytes:
         piece: bytes = message.get("body", b"")
         if len(body) + len(piece) > body_bytes_max:
             raise BodyTooLargeError(body_bytes_max)
-        if not message.get("more_body", False):
-            return bytes(body + piece) if body else piece
+        is_last = not message.get("more_body", False)
+        if is_last and not body:
+            return piece
         body += piece
+        if is_last:
+            return bytes(body)
 
 
 def is_signed(signed: Credentials, method: str, path: str, body: bytes) -> bool:
