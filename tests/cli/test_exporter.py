@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +15,7 @@ import yaml
 from api.metrics import Metrics
 from cli.serve import counters_of
 from tests.api.conftest import publish_subnet
+from tests.builders import wait_for
 from tests.leoma_serve import LeomaServe
 
 ALERTS = Path(__file__).parent.parent.parent / "docs" / "alerts.yaml"
@@ -61,9 +61,8 @@ def test_all_workers_count_together(serving, warehouse_settings, workers):
     for _ in range(40):
         assert httpx.get(f"{api.url}/weights", trust_env=False).status_code == 200
     name = 'leoma_http_request_seconds_count{method="GET",route="/weights",status="200"}'
-    deadline = time.monotonic() + 30
-    while float((found := scraped(api)).get(name, 0)) < 40 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: float(scraped(api).get(name, 0)) >= 40)
+    found = scraped(api)
     assert float(found[name]) == 40
     assert float(found["leoma_log_head"]) == 0
     assert float(found["leoma_log_lag_records"]) == 0
@@ -106,6 +105,7 @@ def test_a_second_service_leaves_the_counters_of_the_first_alone(serving, wareho
     assert ended.returncode == 1
     assert "another `leoma serve` shows the metrics" in ended.stderr
     name = 'leoma_http_request_seconds_count{method="GET",route="/weights",status="200"}'
+    wait_for(lambda: name in scraped(api))
     assert float(scraped(api)[name]) == 1
 
 
