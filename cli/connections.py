@@ -17,6 +17,9 @@ from api.settings import ApiSettings
 # A body in chunks is larger on the wire than the body is.
 BODY_ON_WIRE_MAX = 2
 CHUNK_BYTES_MAX = 256 * 1024
+CONTINUE = b"HTTP/1.1 100"
+# A body that is longer is not copied to have it behind its head.
+JOINED_BYTES_MAX = 64 * 1024
 HEAD_IS_TOO_LARGE = b'{"detail":"the head of the request is larger than HEADER_BYTES_MAX"}'
 
 
@@ -35,11 +38,14 @@ class HeadTooLargeError(Exception):
 
 
 class QuietTransport:
-    """A transport to which nothing is written once it is closing.
+    """A transport to which nothing is written once it is closing, and an answer in one piece.
 
     uvicorn tells only the newest of several requests on a connection that nobody is there any more,
     and that one late: the answer of another would be an error, with a traceback in the log, which
     anybody could have as often as it likes.
+
+    uvicorn writes the head of an answer by itself, and that was a system call of its own, and woke
+    the client for a head without a body. Here it waits for what comes after it.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -47,6 +53,9 @@ class QuietTransport:
         # At hand, as each answer asks.
         self._write = transport.write
         self.is_closing = transport.is_closing
+        # Of the head that waits; and whether what is written next is one.
+        self._head = b""
+        self._is_next_head = True
 
     def __getattr__(self, name: str) -> Any:
         """Be the transport in everything else."""
@@ -54,8 +63,33 @@ class QuietTransport:
 
     def write(self, data: bytes) -> None:
         """Send, or let go."""
+        if self._head:
+            head, self._head = self._head, b""
+            if len(data) <= JOINED_BYTES_MAX:
+                data = head + data
+            elif not self.is_closing():
+                self._write(head)
+        elif self._is_next_head and not data.startswith(CONTINUE):
+            self._is_next_head = False
+            self._head = data
+            return
         if not self.is_closing():
             self._write(data)
+
+    def flush(self) -> None:
+        """Send a head that waits."""
+        if self._head:
+            self.write(b"")
+
+    def end_answer(self) -> None:
+        """Send what is left of an answer; what comes next is another one's head."""
+        self.flush()
+        self._is_next_head = True
+
+    def close(self) -> None:
+        """Close when everything is sent."""
+        self.flush()
+        self._transport.close()
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -63,7 +97,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; close at once where there are too many already."""
-        super().connection_made(QuietTransport(transport))  # type: ignore[arg-type]
+        self._quiet = QuietTransport(transport)
+        super().connection_made(self._quiet)  # type: ignore[arg-type]
         self._settings: ApiSettings = self.app_state["service"].settings
         self._is_in_head = True
         self._is_head_too_large = False
@@ -156,6 +191,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Await the next request, or see to it that the connection ends."""
+        self._quiet.end_answer()
         super().on_response_complete()
         if self._refused is not None and not self.transport.is_closing():
             self.send_400_response(self._refused)

@@ -1,10 +1,14 @@
 """Connections that say little, too much, or read nothing; each ends, and others do not notice."""
 
 import contextlib
+import json
 import socket
 import time
 
 import pytest
+
+from cli.connections import JOINED_BYTES_MAX, QuietTransport
+from tests.builders import sample_body, signed_headers
 
 SECONDS_MAX = 30
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: leoma\r\n\r\n"
@@ -175,3 +179,67 @@ def test_an_answer_that_closes_is_not_waited_for_either(serving):
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(request)
         until(lambda: open_connections(server) == 0)
+
+
+class Recorded:
+    """Takes what a transport is given."""
+
+    def __init__(self):
+        self.said = []
+
+    def write(self, data):
+        self.said.append(data)
+
+    def is_closing(self):
+        return self.said[-1:] == ["closed"]
+
+    def close(self):
+        self.said.append("closed")
+
+
+def test_an_answer_is_one_piece():
+    recorded = Recorded()
+    quiet = QuietTransport(recorded)
+    for body in (b"body", b""):
+        quiet.write(b"head ")
+        quiet.write(body)
+        quiet.end_answer()
+    quiet.write(b"head alone ")
+    quiet.end_answer()
+    assert recorded.said == [b"head body", b"head ", b"head alone "]
+    recorded.said.clear()
+    for piece in (b"head ", b"one", b"two"):
+        quiet.write(piece)
+    quiet.end_answer()
+    large = b"x" * (JOINED_BYTES_MAX + 1)
+    quiet.write(b"head ")
+    quiet.write(large)
+    quiet.end_answer()
+    assert recorded.said == [b"head one", b"two", b"head ", large]
+    recorded.said.clear()
+    quiet.write(b"a refusal, head and body")
+    quiet.close()
+    quiet.write(b"too late")
+    assert recorded.said == [b"a refusal, head and body", "closed"]
+
+
+def test_who_asks_whether_to_go_on_is_told_before_the_body_comes(serving):
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("big", body, method="POST", path="/samples", scheme=2)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST /samples HTTP/1.1\r\nHost: l\r\nContent-Length: {len(body)}\r\n{lines}"
+    with connected(serving()) as connection:
+        for _ in range(2):
+            connection.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
+            connection.sendall(body)
+            answer = connection.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"}")
+
+
+def test_a_head_without_a_body_is_sent(serving):
+    with connected(serving()) as connection:
+        for _ in range(2):
+            connection.sendall(REQUEST.replace(b"GET", b"HEAD"))
+            assert connection.recv(65_536).endswith(b"\r\n\r\n")
