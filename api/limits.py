@@ -23,6 +23,7 @@ from api.settings import ApiSettings
 EXPOSED_HEADERS = (
     "ETag", "Retry-After", "X-Evaluation-Verified", "X-Request-ID", "X-Server-Time"
 )  # fmt: skip
+VARYING = (b"vary", b"Origin")
 
 
 class AddressRates:
@@ -109,6 +110,40 @@ class UnderWay:
             held.body_bytes -= self._body_bytes
 
 
+class Deadlines:
+    """Ends what takes longer than `seconds`, by one timer for all that is under way.
+
+    A timer for each request took longer than all else that bounds it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        # In the order in which they are due.
+        self._due: dict[asyncio.Timeout, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, limit: asyncio.Timeout) -> None:
+        """Have a limit expire in time, unless it ends before."""
+        loop = asyncio.get_running_loop()
+        due = self._due[limit] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._expire)
+
+    def end(self, limit: asyncio.Timeout) -> None:
+        """Forget a limit."""
+        self._due.pop(limit, None)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer, now = None, loop.time()
+        for limit, due in [*self._due.items()]:
+            if due > now:
+                self._timer = loop.call_at(due, self._expire)
+                break
+            del self._due[limit]
+            limit.reschedule(now)
+
+
 class Bounds:
     """Bounds requests in number, in time and in the bytes of their bodies, per worker.
 
@@ -120,6 +155,7 @@ class Bounds:
         self._settings = settings
         self._clients = clients
         self.held = Held(settings.body_bytes_under_way_max)
+        self._deadlines = Deadlines(settings.request_seconds_max)
         # Of those that have something under way.
         self._held_by: dict[str, Held] = {}
 
@@ -151,8 +187,12 @@ class Bounds:
         request = UnderWay(receive, send, held)
         request.begin()
         try:
-            async with asyncio.timeout(self._settings.request_seconds_max) as limit:
-                await self._app(scope, request.receive, request.send)
+            async with asyncio.timeout(None) as limit:
+                self._deadlines.begin(limit)
+                try:
+                    await self._app(scope, request.receive, request.send)
+                finally:
+                    self._deadlines.end(limit)
         except BodiesFullError as error:
             await self._refused(str(error), scope, receive, send)
         except TimeoutError:
@@ -179,9 +219,26 @@ class Bounds:
         await with_cors(answer, self._settings)(scope, receive, send)
 
 
+class Cors(CORSMiddleware):
+    """CORS, without its work where no page of another origin asks."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http" or any(name == b"origin" for name, _ in scope["headers"]):
+            await super().__call__(scope, receive, send)
+            return
+
+        async def send_varying(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), VARYING]}
+            await send(message)
+
+        await self.app(scope, receive, send_varying)
+
+
 def with_cors(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
     """Let pages of other origins read what an application answers, refusals too."""
-    return CORSMiddleware(
+    return Cors(
         app,
         allow_origins=settings.cors_origins or ("*",),
         allow_methods=("GET", "HEAD", "POST", "DELETE"),

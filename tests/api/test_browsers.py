@@ -58,3 +58,11 @@ def test_nobody_is_asked_for_credentials(server, module_home):
             own = other.get(path, headers={"Origin": "https://dashboard.example"}).headers
             assert own["Access-Control-Allow-Origin"] == "https://dashboard.example"
             assert "Access-Control-Allow-Credentials" not in own
+
+
+@pytest.mark.parametrize("path", ["/health", "/samples/list", "/nothing"])
+def test_a_cache_is_told_that_the_origin_matters(server, path):
+    without = server.get(path).headers
+    assert without.get_list("Vary") == ["Origin"]
+    assert "Access-Control-Allow-Origin" not in without
+    assert server.get(path, headers={"Origin": "https://a.example"}).headers["Vary"] == "Origin"

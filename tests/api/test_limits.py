@@ -1,5 +1,6 @@
 """What one client, and all together, may have of a worker; and that others do not suffer."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -8,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from api.limits import Bounds
+from api.limits import Bounds, Deadlines
 from api.settings import ApiSettings
 from tests.builders import hotkey, sample_body, signed_headers
 from warehouse.files import locked
@@ -115,6 +116,38 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving):
     assert found.startswith(b"HTTP/1.1 408 ")
     assert b'{"detail":"the request did not arrive within 0.3 seconds"}' in found
     assert server.get("/health/live").status_code == 200
+
+
+def test_one_timer_ends_each_in_its_turn():
+    ended = []
+
+    async def run(deadlines, name, seconds):
+        try:
+            async with asyncio.timeout(None) as limit:
+                deadlines.begin(limit)
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    deadlines.end(limit)
+            ended.append(f"{name} in time")
+        except TimeoutError:
+            assert limit.expired()
+            ended.append(f"{name} too late")
+
+    async def run_all():
+        deadlines = Deadlines(0.2)
+        tasks = [asyncio.create_task(run(deadlines, "first", SECONDS_MAX))]
+        tasks.append(asyncio.create_task(run(deadlines, "brief", 0)))
+        await asyncio.sleep(0.1)
+        tasks.append(asyncio.create_task(run(deadlines, "second", SECONDS_MAX)))
+        await tasks[0]
+        assert not tasks[2].done()
+        await tasks[2]
+        # After a time without any.
+        await asyncio.create_task(run(deadlines, "third", SECONDS_MAX))
+
+    asyncio.run(run_all())
+    assert ended == ["brief in time", "first too late", "second too late", "third too late"]
 
 
 def test_a_commit_that_does_not_end_is_answered_and_may_be_repeated(serving, warehouse_settings):
