@@ -132,17 +132,25 @@ def check_registration(hotkey: str, settings: ApiSettings, snapshots: Snapshots)
         return
     # The published blacklist will do for a stranger, who is refused either way.
     if hotkey in snapshot.blacklisted:
-        raise UnauthorizedError("blacklisted", "this hotkey is blacklisted")
+        raise blacklisted()
     raise UnauthorizedError("unregistered", "this hotkey is not a registered validator")
 
 
-def check_blacklist(hotkey: str, log: LogReader) -> None:
+def blacklisted() -> UnauthorizedError:
+    """Return the 401 for a hotkey that is on the blacklist."""
+    return UnauthorizedError("blacklisted", "this hotkey is blacklisted")
+
+
+def check_blacklist(hotkey: str, log: LogReader, *, is_append: bool) -> None:
     """Raise the 401 for a hotkey that is on the blacklist now.
 
-    Raises `LogError` when that cannot be read: nobody is let in on a guess.
+    An append passes by what was known before: it is judged again when it is committed. Raises
+    `LogError` when the blacklist cannot be read: nobody is let in on a guess.
     """
+    if is_append and hotkey not in log.known_admin_state().blacklist:
+        return
     if hotkey in log.admin_state().blacklist:
-        raise UnauthorizedError("blacklisted", "this hotkey is blacklisted")
+        raise blacklisted()
 
 
 def method_of(request: Request) -> str:
@@ -229,6 +237,7 @@ async def authenticated(
     *,
     now_unix: Callable[[], int],
     is_admin_route: bool,
+    is_append: bool,
 ) -> SignedRequest:
     """Return the request as signed by an accepted hotkey, its body read.
 
@@ -250,7 +259,7 @@ async def authenticated(
         check_freshness(given.timestamp, now_unix(), settings.signature_expiry_seconds)
         check_registration(given.hotkey, settings, snapshots)
         check_signature(given, method, path, body)
-        check_blacklist(given.hotkey, log)
+        check_blacklist(given.hotkey, log, is_append=is_append)
     except UnauthorizedError as error:
         error.body = body
         raise

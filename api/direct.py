@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fastapi import FastAPI, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from api.dependencies import PAGE_ROWS_MAX, check_hotkey, service_of, validator
+from api.dependencies import PAGE_ROWS_MAX, check_hotkey, service_of, submitter, validator
 from api.routes import samples, tasks
 
 LIMIT = re.compile(rb"limit=([1-9][0-9]{0,2})")
@@ -27,11 +27,11 @@ class Direct(NamedTuple):
 
 
 async def _submit(request: Request) -> Response:
-    return await samples.submit(await validator(request), service_of(request))
+    return await samples.submit(await submitter(request), service_of(request))
 
 
 async def _submit_batch(request: Request) -> Response:
-    return await samples.submit_batch(await validator(request), service_of(request))
+    return await samples.submit_batch(await submitter(request), service_of(request))
 
 
 async def _newest(request: Request, limit: int = 200) -> Response:

@@ -8,6 +8,7 @@
         ├── SignatureUsedError      an admin's signature was seen before
         ├── TaskGoesBackwardsError  the announced task is below the latest one
         ├── TaskNotAnnouncedError   a sample's task is above the latest announced one
+        ├── AdminStateChangedError  what let the write in is no longer so: judge it anew
         └── NotBlacklistedError     the hotkey to remove is not on the blacklist
 
 What a caller may rely on, whatever the backend:
@@ -72,6 +73,10 @@ class TaskGoesBackwardsError(RefusedError):
 
 class TaskNotAnnouncedError(RefusedError):
     """A sample's task is above the latest announced one: it would move everybody's window."""
+
+
+class AdminStateChangedError(RefusedError):
+    """An admin has acted since the state by which a write was let in; nothing is used up."""
 
 
 class NotBlacklistedError(RefusedError):
@@ -175,9 +180,17 @@ class LogWriter(Protocol):
     """Appends. One per process; threads share it."""
 
     def append_samples(
-        self, request: SignedRequest, samples: Sequence[Sample], evaluation: Evaluation | None
+        self,
+        request: SignedRequest,
+        samples: Sequence[Sample],
+        evaluation: Evaluation | None,
+        admin_seq: int | None = None,
     ) -> "Future[Appended]":
         """Store the request and its samples, in order.
+
+        `admin_seq`: the `AdminState.seq` by which the sender was let in. Where an admin has acted
+        since, the future raises `AdminStateChangedError`, before all else, so that whoever is on
+        the blacklist when a commit begins has nothing stored by it.
 
         A signature that was used for a write before stores nothing: the result says so
         (`is_replay`) and describes the submission that used it. Tasked samples also enter the
@@ -228,6 +241,9 @@ class LogReader(Protocol):
 
     def admin_state(self) -> AdminState:
         """Return the blacklist and the latest task as of now; microseconds when unchanged."""
+
+    def known_admin_state(self) -> AdminState:
+        """Return what this reader found when it last asked; asks only if it never did."""
 
     def admin_state_at(self, seq: int) -> AdminState:
         """Return the blacklist and the latest task as events up to `seq` left them."""

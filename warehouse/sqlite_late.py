@@ -70,9 +70,13 @@ class SqliteLateLog:
         self._thread.start()
 
     def append_samples(
-        self, request: SignedRequest, samples: Sequence[Sample], evaluation: Evaluation | None
+        self,
+        request: SignedRequest,
+        samples: Sequence[Sample],
+        evaluation: Evaluation | None,
+        admin_seq: int | None = None,
     ) -> "Future[Appended]":
-        return self._writing().append_samples(request, samples, evaluation)
+        return self._writing().append_samples(request, samples, evaluation, admin_seq)
 
     def announce_task(self, request: SignedRequest, task_id: int) -> "Future[Appended]":
         return self._writing().announce_task(request, task_id)
@@ -97,6 +101,9 @@ class SqliteLateLog:
 
     def admin_state(self) -> AdminState:
         return self._reading().admin_state()
+
+    def known_admin_state(self) -> AdminState:
+        return self._reading().known_admin_state()
 
     def admin_state_at(self, seq: int) -> AdminState:
         return self._reading().admin_state_at(seq)

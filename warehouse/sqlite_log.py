@@ -95,7 +95,11 @@ class SqliteLog(SqliteReader):
         self._hotkey_ids: dict[str, int] = {}
 
     def append_samples(
-        self, request: SignedRequest, samples: Sequence[Sample], evaluation: Evaluation | None
+        self,
+        request: SignedRequest,
+        samples: Sequence[Sample],
+        evaluation: Evaluation | None,
+        admin_seq: int | None = None,
     ) -> "Future[Appended]":
         # It would take a seq that no sample and no event shows: HEAD would hand it out again.
         if not samples:
@@ -103,7 +107,7 @@ class SqliteLog(SqliteReader):
         packed_body = self._packed(request.body)
         return self._enqueue(
             lambda transaction: transaction.append_samples(
-                request, packed_body, samples, evaluation
+                request, packed_body, samples, evaluation, admin_seq
             ),
             len(request.body),
             len(samples),

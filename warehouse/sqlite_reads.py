@@ -117,6 +117,10 @@ class SqliteReader:
                     self._state = state
         return state
 
+    def known_admin_state(self) -> AdminState:
+        state = self._state
+        return state if state.seq >= 0 else self.admin_state()
+
     def admin_state_at(self, seq: int) -> AdminState:
         try:
             return admin_state(self.events_between(0, seq))

@@ -11,6 +11,7 @@ from typing import Any
 import apsw
 
 from warehouse.log import (
+    AdminStateChangedError,
     NotBlacklistedError,
     RefusedError,
     SignatureUsedError,
@@ -41,7 +42,11 @@ FIND_SIGNATURE = """
     UNION ALL SELECT 0, 0, 0, '', '' FROM spent_signatures WHERE signature = ?1
     LIMIT 1
 """
-LATEST_TASK = "SELECT subject FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
+LATEST_EVENTS = """
+    SELECT coalesce(max(seq), 0),
+           (SELECT subject FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1)
+    FROM events
+"""
 SPEND = "INSERT INTO spent_signatures VALUES (?, ?) ON CONFLICT DO NOTHING"
 FORGET_SPENT = "DELETE FROM spent_signatures WHERE spent_at_ms < ?"
 INSERT_SUBMISSION = "INSERT INTO submissions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -86,14 +91,15 @@ class Transaction:
     """The writes of one group: hands out seqs, and knows which signatures were used.
 
     Every statement makes the thread wait for the interpreter, so what cannot have changed is not
-    asked again: the latest task within one transaction, and the ids of hotkeys in all of them.
+    asked again: the latest events within one transaction, and the ids of hotkeys in all of them.
     `hotkey_ids` is kept between the transactions of a connection and emptied when one fails.
     """
 
     def __init__(self, connection: apsw.Connection, hotkey_ids: dict[str, int]) -> None:
         self.connection = connection
         self._hotkey_ids = hotkey_ids
-        self._latest: tuple[int | None] | None = None
+        # The seq of the newest event, and the latest task.
+        self._latest: tuple[int, int | None] | None = None
         self.seq = self._ask(HEAD, ())[0][0]
         if type(self.seq) is not int:
             raise LogDamagedError("its end is missing")
@@ -105,12 +111,15 @@ class Transaction:
         packed_body: bytes,
         samples: Sequence[Sample],
         evaluation: Evaluation | None,
+        admin_seq: int | None = None,
     ) -> Appended:
         """Store a submission of samples, or describe the one that used its signature."""
+        newest_event, latest = self._latest_events()
+        if admin_seq is not None and admin_seq != newest_event:
+            raise AdminStateChangedError("an admin has acted since")
         earlier, is_used = self._use_of(request.signature)
         if earlier is not None:
             return earlier
-        latest = self._latest_task_id()
         highest = max((s.task_id for s in samples if s.task_id is not None), default=None)
         if latest is not None and highest is not None and highest > latest:
             self.spend(request.signature)
@@ -186,11 +195,11 @@ class Transaction:
             together = rows[start : start + SAMPLES_A_STATEMENT]
             self.connection.execute(APPEND_SAMPLES, tuple(itertools.chain.from_iterable(together)))
 
-    def _latest_task_id(self) -> int | None:
+    def _latest_events(self) -> tuple[int, int | None]:
         if self._latest is None:
-            rows = self._ask(LATEST_TASK, (TASK_ANNOUNCED,))
-            self._latest = (int(rows[0][0]) if rows else None,)
-        return self._latest[0]
+            ((newest, task),) = self._ask(LATEST_EVENTS, (TASK_ANNOUNCED,))
+            self._latest = newest, None if task is None else int(task)
+        return self._latest
 
     def _check_event(self, kind: str, subject: str) -> None:
         state = admin_state([Event._make(row) for row in self._ask(EVENTS, (0, self.seq))])

@@ -9,13 +9,14 @@ from fastapi.exceptions import RequestValidationError
 
 from api.bodies import INT63_MAX, SampleBatch, SampleSubmission, task_id_of
 from api.dependencies import (
-    ByValidator,
+    BySubmitter,
     HotkeyQuery,
     MinerHotkey,
     RowLimit,
     Service,
     TheService,
     ValidatorHotkey,
+    appended,
     check_hotkey,
     fitted,
     parsed_json,
@@ -76,17 +77,17 @@ async def _append(
     client that lost the answer gets it; 409 if that was another request than this one. A refused
     submission uses its signature up.
     """
-    appended = await parts.landing.of(parts.writer.append_samples(request, samples, judged))
-    if not appended.is_replay:
+    found = await appended(parts, request, samples, judged)
+    if not found.is_replay:
         parts.metrics.samples.inc(len(samples))
         return [
-            _answer(sample, seq, request.hotkey, appended.received_at_ms)
-            for seq, sample in enumerate(samples, appended.submission_seq + 1)
+            _answer(sample, seq, request.hotkey, found.received_at_ms)
+            for seq, sample in enumerate(samples, found.submission_seq + 1)
         ]
-    used_by = (appended.method, appended.path, appended.sample_count)
+    used_by = (found.method, found.path, found.sample_count)
     if used_by == (request.method, request.path, len(samples)):
         stored = await parts.threads.brief(
-            lambda: parts.reader.submission_samples(appended.submission_seq)
+            lambda: parts.reader.submission_samples(found.submission_seq)
         )
         if len(stored) == len(samples):
             return _stored(stored)
@@ -105,7 +106,7 @@ def _verified_header(judged: Evaluation | None) -> dict[str, str]:
     responses=documented(400, 401, 409, 413, 422, 503),
     openapi_extra=signed(SampleSubmission),
 )
-async def submit(request: ByValidator, parts: TheService) -> Response:
+async def submit(request: BySubmitter, parts: TheService) -> Response:
     """Store one sample. 200 means that it is durable and that every reader sees it.
 
     `X-Evaluation-Verified` says whether an `evaluation_signature` verifies.
@@ -138,7 +139,7 @@ def _batch(body: bytes, samples_max: int) -> tuple[SampleBatch, list[Sample]]:
     responses=documented(400, 401, 409, 413, 422, 503),
     openapi_extra=signed(SampleBatch),
 )
-async def submit_batch(request: ByValidator, parts: TheService) -> Response:
+async def submit_batch(request: BySubmitter, parts: TheService) -> Response:
     """Store samples, all or none, and return them in order.
 
     `X-Evaluation-Verified` says whether a `signature` verifies.

@@ -236,6 +236,30 @@ def test_blacklisting_takes_effect_at_once_on_every_worker(warehouse_settings):
         assert one.signed("small", "GET", PATH).status_code == 200
 
 
+def test_a_submission_is_judged_by_what_another_worker_has_just_stored(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("small", body, method="POST", path="/samples", scheme=2)
+    with (
+        Server(API_SETTINGS, warehouse_settings) as one,
+        Server(API_SETTINGS, warehouse_settings) as other,
+    ):
+        # From here it knows the blacklist as it was.
+        assert other.signed("small", "POST", "/samples", sample_body()).status_code == 200
+        one.signed("admin", "POST", "/blacklist", {"hotkey": hotkey("small")})
+        refused = other.http.post("/samples", content=body, headers=headers)
+        assert refused.status_code == 401
+        assert refused.json()["detail"] == "this hotkey is blacklisted"
+        assert other.signed("small", "POST", "/samples", sample_body()).status_code == 401
+        assert other.signed("big", "POST", "/samples", sample_body()).status_code == 200
+        one.signed("admin", "DELETE", f"/blacklist/{hotkey('small')}")
+        # The refusal has used it up: its sender may have changed its mind.
+        assert other.http.post("/samples", content=body, headers=headers).status_code == 409
+        assert other.signed("small", "POST", "/samples", sample_body()).status_code == 200
+        # Of each validator the newest.
+        assert len(one.get("/samples/list").json()) == 2
+
+
 def test_authentication_comes_before_validation(server):
     headers = {**signed_headers("stranger", b"{"), "Content-Type": "application/json"}
     assert server.http.post("/samples", content=b"{", headers=headers).status_code == 401

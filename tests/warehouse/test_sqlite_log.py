@@ -11,6 +11,7 @@ from tests.warehouse.builders import append, hotkey, request, sample, settings
 from warehouse import sqlite_keeper, sqlite_transaction
 from warehouse.files import locked_in_turn, next_lock_path
 from warehouse.log import (
+    AdminStateChangedError,
     LogBusyError,
     LogUnavailableError,
     NotBlacklistedError,
@@ -191,6 +192,37 @@ def test_another_reader_sees_the_blacklist_at_once(log, keeper):
     assert keeper.admin_state().blacklist == {}
     log.add_to_blacklist(request("admin"), hotkey("bad"), None).result(30)
     assert hotkey("bad") in keeper.admin_state().blacklist
+
+
+def test_what_an_older_state_let_in_is_judged_again(log, keeper):
+    known = log.known_admin_state()
+    assert known == log.admin_state()
+    judged = [sample(miner=number) for number in range(3)]
+    requests = [request("validator", number) for number in range(3)]
+    assert log.append_samples(requests[0], judged[:1], None, known.seq).result(30).sample_count == 1
+    # Acts of an admin that is not this reader's: of another worker.
+    other = SqliteLog(log.settings)
+    other.add_to_blacklist(request("admin"), hotkey("bad"), None).result(30)
+    assert log.known_admin_state() == known
+    before = log.head()
+    for again in (requests[1], requests[0]):
+        with pytest.raises(AdminStateChangedError):
+            log.append_samples(again, judged[1:2], None, known.seq).result(30)
+    assert log.head() == before
+    # Nothing is used up by it.
+    now = log.admin_state()
+    assert log.known_admin_state() == now
+    appended = log.append_samples(requests[1], judged[1:2], None, now.seq).result(30)
+    assert not appended.is_replay
+    # Within one commit, too.
+    with locked_in_turn(lock_path(log.path), 30):
+        announced = log.announce_task(request("admin", "task"), 9)
+        late = log.append_samples(requests[2], judged[2:], None, now.seq)
+    announced.result(30)
+    with pytest.raises(AdminStateChangedError):
+        late.result(30)
+    other.close()
+    assert keeper.check() == []
 
 
 def test_a_refused_admin_write_uses_its_signature_up(log):
