@@ -39,8 +39,8 @@ from warehouse.hotkeys import is_hotkey
 from warehouse.log import AdminStateChangedError, LogReader, LogUnavailableError, LogWriter
 from warehouse.records import Appended, Evaluation, Sample, SignedRequest
 
-# The one form that a NUL has in JSON, without its last digit: CPython finds five bytes in a third of
-# the time of six, and what else begins so is told apart by looking.
+# The one form that a NUL has in JSON, without its last digit: CPython finds five bytes in a third
+# of the time of six, and what else begins so is told apart by looking.
 ESCAPED_NUL = b"\\u000"
 
 AnyBody = TypeVar("AnyBody", bound=Body)
