@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from api.auth import (
-    Credentials,
     UnauthorizedError,
     authenticated,
     blacklisted,
@@ -157,7 +156,7 @@ async def _caller(
         )
     except UnauthorizedError as error:
         parts.metrics.auth_failures.labels(error.reason).inc()
-        await _use_up_refused(request, parts, error)
+        await _use_up(request, parts, error)
         raise
     request.scope["state"]["hotkey"] = signed.hotkey
     parts.check_rate(signed.hotkey)
@@ -165,7 +164,7 @@ async def _caller(
     return signed
 
 
-async def _use_up_refused(request: Request, parts: Service, error: UnauthorizedError) -> None:
+async def _use_up(request: Request, parts: Service, error: UnauthorizedError) -> None:
     """Use up the signature of a write that was refused for now, and would be good later."""
     if request.method not in {"POST", "DELETE"} or error.reason not in {"early", "blacklisted"}:
         return
@@ -176,12 +175,8 @@ async def _use_up_refused(request: Request, parts: Service, error: UnauthorizedE
     if body is None:
         body = await read_body(request, parts.settings.max_body_size)
     if is_signed(given, method_of(request), path_of(request), body):
-        await _use_up(parts, given)
-
-
-async def _use_up(parts: Service, given: Credentials | SignedRequest) -> None:
-    parts.check_rate(given.hotkey, parts.settings.rate_refused_cost)
-    await parts.remember_signature(given.signature, int(given.timestamp) * 1000)
+        parts.check_rate(given.hotkey, parts.settings.rate_refused_cost)
+        await parts.remember_signature(given.signature, int(given.timestamp) * 1000)
 
 
 async def validator(request: Request) -> SignedRequest:
@@ -190,7 +185,11 @@ async def validator(request: Request) -> SignedRequest:
 
 
 async def submitter(request: Request) -> SignedRequest:
-    """Return such a request that has samples, for `appended`, which judges its sender again."""
+    """Return such a request that has samples, for `appended`, which judges its sender again.
+
+    Until then who was put on the blacklist just now is told like anybody else what is wrong with a
+    body.
+    """
     return await _caller(request, is_append=True)
 
 
@@ -200,7 +199,7 @@ async def appended(
     """Have samples stored, durably; raise the 401 if their sender is on the blacklist by then.
 
     To ask the log about each request takes nearly as long as to verify its signature. So what was
-    known before is believed, and the commit says whether that still holds.
+    known before is believed, and the commit says whether that still holds. Raises `LogError`.
     """
     state = parts.reader.known_admin_state()
     while request.hotkey not in state.blacklist:
@@ -209,10 +208,15 @@ async def appended(
                 parts.writer.append_samples(request, samples, judged, state.seq)
             )
         except AdminStateChangedError:
-            state = await parts.threads.brief(parts.reader.admin_state)
+            known, state = state, await parts.threads.brief(parts.reader.admin_state)
+            # What the commit saw is stored by now, so whoever reads the same log sees it, too.
+            if state.seq <= known.seq:
+                raise LogUnavailableError("the log that is read is not the one written") from None
     refused = blacklisted()
     parts.metrics.auth_failures.labels(refused.reason).inc()
-    await _use_up(parts, request)
+    # For nothing: only those are here that were under way when the admin acted, and a sender who
+    # has no credit left must not keep a signature that is good later.
+    await parts.remember_signature(request.signature, int(request.timestamp) * 1000)
     raise refused
 
 

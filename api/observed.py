@@ -69,7 +69,7 @@ def tell(level: int, scope: Scope, route: str, status: int, seconds: float) -> N
         "route": route,
         "status": status,
         "duration_ms": round(seconds * 1000, 1),
-        # Only who was let in: a name that anybody may give tells nothing.
+        # Only whose signature verified: a name that anybody may give tells nothing.
         "hotkey": scope["state"].get("hotkey"),
     }
     logger.log(level, "request", extra=facts)

@@ -38,7 +38,7 @@ class HeadTooLargeError(Exception):
 
 
 class QuietTransport:
-    """A transport to which nothing is written once it is closing, and an answer in one piece.
+    """A transport that sends an answer in one piece, and nothing once it is closing.
 
     uvicorn tells only the newest of several requests on a connection that nobody is there any more,
     and that one late: the answer of another would be an error, with a traceback in the log, which

@@ -276,8 +276,7 @@ def open_generation(generation: Generation) -> duckdb.DuckDBPyConnection:
             config={
                 "threads": 1,
                 "memory_limit": READER_MEMORY,
-                # Who asks seldom keeps what the last answer took, unless this gives it back: a
-                # worker of the API held 15 MB less after a minute of load.
+                # Who asks seldom would keep what the last answers took.
                 "allocator_background_threads": True,
             },
         )

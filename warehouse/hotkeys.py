@@ -101,8 +101,8 @@ def signed_message(
 def _sha256(body: bytes) -> "hashlib._Hash":
     """Return the hash of a body.
 
-    hashlib lets go of Python's lock for more bytes than these; for a small body, to have it back
-    takes longer than to hash it, where another thread takes it meanwhile.
+    hashlib lets go of Python's lock for more than HASHED_AT_ONCE_BYTES. Where another thread takes
+    it meanwhile, to have it back takes longer than to hash a small body.
     """
     if len(body) > SMALL_BODY_BYTES_MAX:
         return hashlib.sha256(body)

@@ -189,8 +189,9 @@ class LogWriter(Protocol):
         """Store the request and its samples, in order.
 
         `admin_seq`: the `AdminState.seq` by which the sender was let in. Where an admin has acted
-        since, the future raises `AdminStateChangedError`, before all else, so that whoever is on
-        the blacklist when a commit begins has nothing stored by it.
+        since, if only to announce a task, the future raises `AdminStateChangedError`, before all
+        else, so that whoever is on the blacklist when a commit begins has nothing stored by it.
+        None: the caller answers for the sender.
 
         A signature that was used for a write before stores nothing: the result says so
         (`is_replay`) and describes the submission that used it. Tasked samples also enter the

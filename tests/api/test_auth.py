@@ -5,6 +5,7 @@ import re
 import socket
 import time
 
+import apsw
 import pytest
 
 from api.settings import ApiSettings
@@ -258,6 +259,53 @@ def test_a_submission_is_judged_by_what_another_worker_has_just_stored(warehouse
         assert other.signed("small", "POST", "/samples", sample_body()).status_code == 200
         # Of each validator the newest.
         assert len(one.get("/samples/list").json()) == 2
+
+
+def test_a_refusal_by_the_commit_needs_no_credit(serving):
+    """Or its signature would be good once its sender is off the blacklist."""
+    rates = {"rate_per_hotkey": 0.001, "rate_per_hotkey_burst": 5, "rate_refused_cost": 5}
+    one, other = serving(), serving(**rates)
+    body = json.dumps(sample_body()).encode()
+    headers = signed_headers("small", body, method="POST", path="/samples", scheme=2)
+    assert other.signed("big", "POST", "/samples", sample_body()).status_code == 200
+    one.signed("admin", "POST", "/blacklist", {"hotkey": hotkey("small")})
+    assert other.http.post("/samples", content=body, headers=headers).status_code == 401
+    one.signed("admin", "DELETE", f"/blacklist/{hotkey('small')}")
+    assert one.http.post("/samples", content=body, headers=headers).status_code == 409
+
+
+def test_a_submission_is_stored_once_whatever_an_admin_does_meanwhile(warehouse_settings):
+    publish_subnet(warehouse_settings)
+    with (
+        Server(API_SETTINGS, warehouse_settings) as one,
+        Server(API_SETTINGS, warehouse_settings) as other,
+    ):
+        assert other.signed("small", "POST", "/samples", sample_body()).status_code == 200
+        assert one.signed("admin", "POST", "/tasks", {"task_id": 9}).status_code == 200
+        stored = other.signed("big", "POST", "/samples", sample_body())
+        assert stored.status_code == 200
+        # A task, and two submissions of a sample each: nothing else has taken a number.
+        assert stored.json()["id"] == 6
+
+
+def test_a_log_that_is_read_and_not_written_is_told(warehouse_settings):
+    """It was replaced by a copy below a running worker, which its readers do not notice."""
+    publish_subnet(warehouse_settings)
+    path = warehouse_settings.log_path
+    with Server(API_SETTINGS, warehouse_settings) as running:
+        blacklist(running, "old")
+        source = apsw.Connection(str(path))
+        source.execute("VACUUM INTO ?", (str(path.with_name("copy")),))
+        source.close()
+        blacklist(running, "young")
+        assert running.signed("big", "POST", "/samples", sample_body()).status_code == 200
+        path.with_name("copy").replace(path)
+        for name in ("-wal", "-shm"):
+            path.with_name(path.name + name).unlink()
+        statuses = [
+            running.signed("big", "POST", "/samples", sample_body()).status_code for _ in range(3)
+        ]
+    assert statuses == [503] * 3
 
 
 def test_authentication_comes_before_validation(server):

@@ -11,6 +11,8 @@ from api.metrics import Metrics
 from tests.api.conftest import API_SETTINGS, publish_subnet
 from tests.api.servers import Server
 from tests.builders import hotkey, sample_body, signed_headers
+from tests.warehouse.builders import request
+from warehouse.sqlite_log import SqliteLog
 
 SECONDS_MAX = 30
 
@@ -115,6 +117,15 @@ def test_refusals_are_counted_by_reason(server):
             ("blacklisted",): 1,
         },
     )
+
+
+def test_a_refusal_by_the_commit_is_counted_once(server):
+    assert server.signed("small", "POST", "/samples", sample_body()).is_success
+    log = SqliteLog(server.warehouse_settings)
+    log.add_to_blacklist(request("admin"), hotkey("small"), None).result(30)
+    log.close()
+    assert server.signed("small", "POST", "/samples", sample_body()).status_code == 401
+    settled(lambda: counts(server, "leoma_auth_failures_total"), {("blacklisted",): 1})
 
 
 def test_a_refusal_names_its_request_and_a_traceback_does_too(server, caplog, monkeypatch):
