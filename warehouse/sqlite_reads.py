@@ -66,7 +66,7 @@ VOTES_CHUNK_ROWS = 50_000
 TEXTS_CHUNK_ROWS = 2_500
 # Usually 200 kB each, 2 MB at most.
 SUBMISSIONS_CHUNK_ROWS = 250
-# Of each thread that asks, of which a worker has seven; every commit makes it empty.
+# Of each thread that asks, of which a worker has some seven; every commit makes it empty.
 READER_CACHE_KIB = 1_024
 
 # As `VoteRow._make` and `TextRow._make`, without a call of Python for each of millions of rows.

@@ -243,3 +243,15 @@ def test_a_head_without_a_body_is_sent(serving):
         for _ in range(2):
             connection.sendall(REQUEST.replace(b"GET", b"HEAD"))
             assert connection.recv(65_536).endswith(b"\r\n\r\n")
+
+
+def test_answers_of_a_pipeline_come_whole_and_in_order(serving):
+    head, last = (
+        REQUEST.replace(b"GET", b"HEAD"),
+        REQUEST.replace(b"leoma", b"l\r\nConnection: close"),
+    )
+    with connected(serving()) as connection:
+        connection.sendall(REQUEST + head + REQUEST.replace(b"live", b"nothing") + last)
+        answers = rest(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200", b"404", b"200"]
+    assert [answer.endswith(b"\r\n\r\n") for answer in answers] == [False, True, False, False]
