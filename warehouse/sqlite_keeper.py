@@ -15,6 +15,14 @@ from warehouse.sqlite_schema import connect, lock_path, translated_errors
 DROP_CHUNK_SEQS = 20_000
 
 RAISE_FLOOR = "UPDATE retention SET dropped_through = ? WHERE dropped_through < ?"
+DROP_FILED = """
+    DELETE FROM samples_by_validator WHERE (validator_id, seq) IN (
+        SELECT validator_id, seq FROM samples WHERE seq <= :floor
+    );
+    DELETE FROM samples_by_miner WHERE (miner_id, seq) IN (
+        SELECT miner_id, seq FROM samples WHERE seq <= :floor
+    );
+"""
 DROPS = (
     "DELETE FROM samples WHERE seq <= ?",
     "DELETE FROM submissions WHERE seq <= ? AND sample_count > 0",
@@ -50,6 +58,18 @@ SAMPLES_WITHOUT_TEXTS = """
     SELECT seq FROM samples WHERE seq NOT IN (SELECT seq FROM sample_texts)
     UNION ALL SELECT seq FROM sample_texts WHERE seq NOT IN (SELECT seq FROM samples)
 """
+SAMPLES_FILED_WRONGLY = """
+    SELECT s.seq FROM samples AS s
+    LEFT JOIN samples_by_validator AS v ON v.validator_id = s.validator_id AND v.seq = s.seq
+    LEFT JOIN samples_by_miner AS m ON m.miner_id = s.miner_id AND m.seq = s.seq
+    WHERE (v.seq IS NOT NULL) + (m.seq IS NOT NULL)
+        <> 2 * (s.seq <= coalesce((SELECT filed_through FROM filing), 0))
+    UNION ALL SELECT f.seq FROM samples_by_validator AS f LEFT JOIN samples AS s ON s.seq = f.seq
+    WHERE s.validator_id IS NOT f.validator_id
+    UNION ALL SELECT f.seq FROM samples_by_miner AS f LEFT JOIN samples AS s ON s.seq = f.seq
+    WHERE s.miner_id IS NOT f.miner_id
+"""
+NO_FILING = f"SELECT ({HEAD}) WHERE (SELECT count(*) FROM filing) <> 1"
 SUBMISSIONS_WITHOUT_SAMPLES = """
     SELECT b.seq FROM submissions AS b WHERE b.sample_count <> (
         SELECT count(*) FROM samples AS s WHERE s.seq > b.seq AND s.seq <= b.seq + b.sample_count
@@ -91,6 +111,8 @@ class SqliteKeeper(SqliteReader):
                 ("two records", SEQS_IN_TWO_TABLES),
                 ("a sample without its submission", SAMPLES_OUT_OF_PLACE),
                 ("a sample without texts, or texts without a sample", SAMPLES_WITHOUT_TEXTS),
+                ("a sample that is not filed as it should be", SAMPLES_FILED_WRONGLY),
+                ("nothing says how far samples are filed", NO_FILING),
                 ("a torn submission", SUBMISSIONS_WITHOUT_SAMPLES),
                 ("an event without its submission", EVENTS_WITHOUT_SUBMISSION),
             )
@@ -124,6 +146,7 @@ def _drop_chunk(connection: apsw.Connection, floor: int) -> int:
     with connection:
         connection.execute(RAISE_FLOOR, (floor, floor))
         connection.execute(DROP_RESULTS, (floor,))
+        connection.execute(DROP_FILED, {"floor": floor})
         for statement in DROPS:
             connection.execute(statement, (floor,))
             dropped += connection.changes()

@@ -297,6 +297,7 @@ class SqliteLog(SqliteReader):
                     raise
                 except Exception as error:
                     raise _ApplyError(pending, error) from error
+            transaction.file()
 
     def _try_out(self, connection: apsw.Connection) -> None:
         """Make a durable commit that changes nothing: what a number was is written again.

@@ -8,10 +8,10 @@ VOTE_TYPES = (
 )  # fmt: skip
 BY_VALIDATOR = "s.validator_id = (SELECT id FROM hotkeys WHERE hotkey = :validator)"
 ABOUT_MINER = "s.miner_id = (SELECT id FROM hotkeys WHERE hotkey = :miner)"
-# LEFT JOIN keeps the order of the tables: samples first, by the index that is named. And a sample
-# whose texts or hotkeys cannot be found is damage; with another join it would not be there.
+# LEFT JOIN keeps the order of the tables: samples first. And a sample whose texts or hotkeys cannot
+# be found is damage; with another join it would not be there.
 JOINED = """
-    LEFT JOIN sample_texts AS t USING (seq)
+    LEFT JOIN sample_texts AS t ON t.seq = s.seq
     LEFT JOIN hotkeys AS v ON v.id = s.validator_id
     LEFT JOIN hotkeys AS m ON m.id = s.miner_id
 """
@@ -72,26 +72,39 @@ def _at_once(shape: str, source: str) -> str:
     return f"""
         SELECT count(*),
             iif(count(told) = count(*), '[' || coalesce(group_concat(told, ','), '') || ']', NULL)
-        FROM (SELECT iif({AS_DECLARED}, {shape}, NULL) AS told FROM samples AS s {source})
+        FROM (SELECT iif({AS_DECLARED}, {shape}, NULL) AS told FROM {source})
     """
 
 
-_NEWEST = f"{JOINED} WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit"
-_OF_VALIDATOR = f"""
-    INDEXED BY samples_validator {JOINED}
-    WHERE {BY_VALIDATOR} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
-"""
-_OF_MINER = f"""
-    INDEXED BY samples_miner {JOINED}
-    WHERE {ABOUT_MINER} AND {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit
-"""
-_OF_TASK = f"INDEXED BY samples_version {JOINED} WHERE s.task = :task AND {IS_CURRENT}"
+_NEWEST = f"samples AS s {JOINED} WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit"
+
+
+def _filed(table: str, condition: str) -> str:
+    """Return the source of the newest samples of one hotkey: those filed in `table`, and the rest.
+
+    Both parts are merged from their ends, and no further than the limit. The inner limit, of all,
+    keeps the planner from making one query of the two, which reads all of a hotkey and sorts them.
+    """
+    return f"""
+        (
+            SELECT s.seq FROM samples AS s
+            WHERE s.seq > (SELECT filed_through FROM filing) AND {condition}
+            UNION ALL SELECT s.seq FROM {table} AS s WHERE {condition}
+            ORDER BY seq DESC LIMIT -1
+        ) AS found CROSS JOIN samples AS s ON s.seq = found.seq {JOINED}
+        WHERE {IS_CURRENT} LIMIT :limit
+    """
+
+
+_OF_VALIDATOR = _filed("samples_by_validator", BY_VALIDATOR)
+_OF_MINER = _filed("samples_by_miner", ABOUT_MINER)
+_OF_TASK = f"samples AS s INDEXED BY samples_version {JOINED} WHERE s.task = :task AND {IS_CURRENT}"
 NEWEST, NEWEST_TOLD = _at_once(ROW, _NEWEST), _at_once(TOLD, _NEWEST)
 OF_VALIDATOR, OF_VALIDATOR_TOLD = _at_once(ROW, _OF_VALIDATOR), _at_once(TOLD, _OF_VALIDATOR)
 OF_MINER, OF_MINER_TOLD = _at_once(ROW, _OF_MINER), _at_once(TOLD, _OF_MINER)
 OF_SUBMISSION = _at_once(
     ROW,
-    f"""{JOINED} WHERE s.seq > :seq
+    f"""samples AS s {JOINED} WHERE s.seq > :seq
         AND s.seq <= :seq + (SELECT sample_count FROM submissions WHERE seq = :seq) LIMIT -1""",
 )
 OF_TASK = _at_once(ROW, f"{_OF_TASK} LIMIT :limit")

@@ -19,7 +19,7 @@ import apsw
 from warehouse.files import fsync_path, locked_in_turn, make_directory
 from warehouse.log import LogUnavailableError, WrongLogError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_MS = 5_000
 # A question takes milliseconds: so long those that are under way are waited for.
 IN_USE_SECONDS_MAX = 0.2
@@ -66,8 +66,6 @@ CREATE TABLE samples (
     latency_ms INTEGER
 ) STRICT;
 CREATE INDEX samples_version ON samples (task, miner_id, validator_id);
-CREATE INDEX samples_validator ON samples (validator_id);
-CREATE INDEX samples_miner ON samples (miner_id);
 
 CREATE TABLE sample_texts (
     seq INTEGER PRIMARY KEY,
@@ -115,6 +113,31 @@ WHEN EXISTS (SELECT 1 FROM submissions WHERE signature = NEW.signature)
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 
+# The samples of each validator and about each miner, as two indexes would have them, but filed some
+# thousand at a time, in order: one by one they took a tenth of what a batch takes. What comes after
+# `filed_through` is looked for among the samples themselves.
+FILES = """
+CREATE TABLE samples_by_validator (
+    validator_id INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (validator_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE samples_by_miner (
+    miner_id INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (miner_id, seq)
+) STRICT, WITHOUT ROWID;
+-- One row.
+CREATE TABLE filing (filed_through INTEGER NOT NULL) STRICT;
+INSERT INTO filing VALUES (0);
+CREATE TRIGGER filing_only_grows BEFORE UPDATE ON filing
+WHEN NEW.filed_through < OLD.filed_through
+BEGIN SELECT RAISE(ABORT, 'filing never goes backwards'); END;
+CREATE TRIGGER filing_stays BEFORE DELETE ON filing
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER filing_is_one BEFORE INSERT ON filing
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
 # Evaluation results that wait for object storage: the newest submission a task and validator.
 # `due_at_ms` is when somebody may take one: now when it is queued, the end of the lease while it is
 # in flight, the end of the wait after a failure.
@@ -143,8 +166,18 @@ INSERT INTO outbox (task_id, validator_hotkey, submission_seq, queued_at_ms, due
 SELECT task_id, validator_hotkey, submission_seq, queued_at_ms, queued_at_ms FROM outbox_1
 WHERE submission_seq > (SELECT dropped_through FROM retention);
 DROP TABLE outbox_1;
-PRAGMA user_version = 2;
 """
+FROM_2_TO_3 = f"""
+{FILES}
+INSERT INTO samples_by_validator SELECT validator_id, seq FROM samples INDEXED BY samples_validator
+ORDER BY validator_id, seq;
+INSERT INTO samples_by_miner SELECT miner_id, seq FROM samples INDEXED BY samples_miner
+ORDER BY miner_id, seq;
+UPDATE filing SET filed_through = (SELECT coalesce(max(seq), 0) FROM samples);
+DROP INDEX samples_validator;
+DROP INDEX samples_miner;
+"""
+UPGRADES = {1: FROM_1_TO_2, 2: FROM_2_TO_3}
 
 # A seq at or below the greatest one would rewrite history, also by INSERT OR REPLACE. A submission
 # comes after every record of any kind, and after those that have left.
@@ -196,6 +229,7 @@ def schema_statements() -> str:
     return "".join(
         [
             TABLES,
+            FILES,
             OUTBOX,
             *(APPEND_ONLY.format(table=table) for table in (*archived, "events")),
             *(AFTER_ALL_OTHERS.format(table=table) for table in ("submissions", "events")),
@@ -272,9 +306,11 @@ def create_log(path: Path, lock_seconds_max: float) -> None:
                     with connection:
                         connection.execute(schema_statements())
                     fsync_path(path.parent)
-                elif version == 1:
+                elif version in UPGRADES:
                     with connection:
-                        connection.execute(FROM_1_TO_2)
+                        for earlier in range(version, SCHEMA_VERSION):
+                            connection.execute(UPGRADES[earlier])
+                        connection.pragma("user_version", SCHEMA_VERSION)
                 else:
                     _refuse_other_version(path, version)
             finally:

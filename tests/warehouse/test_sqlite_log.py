@@ -1,4 +1,5 @@
 import itertools
+import json
 import multiprocessing
 from concurrent.futures import wait
 from dataclasses import replace
@@ -22,6 +23,7 @@ from warehouse.log import (
 from warehouse.records import Evaluation
 from warehouse.sqlite_keeper import SqliteKeeper
 from warehouse.sqlite_log import SqliteLog
+from warehouse.sqlite_questions import OF_MINER_TOLD, OF_VALIDATOR_TOLD
 from warehouse.sqlite_schema import lock_path
 
 
@@ -121,6 +123,105 @@ def test_lists_show_the_newest_version_only(log):
     both = {"validator_hotkey": other, "miner_hotkey": hotkey("a")}
     assert [row.seq for row in log.samples_of_task("1", 500, **both)] == [7]
     assert log.samples_of_task("2", 500) == []
+
+
+def filed_through(log):
+    return raw(log).execute("SELECT filed_through FROM filing").fetchall()[0][0]
+
+
+@pytest.mark.parametrize("limit", [3, 500])
+def test_lists_of_a_hotkey_are_right_wherever_filing_is(log, keeper, monkeypatch, limit):
+    monkeypatch.setattr(sqlite_transaction, "UNFILED_SEQS_MAX", 10)
+    newest, filed = {}, set()
+    for number in range(40):
+        signer, task = f"v{number % 3}", number % 7
+        seq = append(log, sample("a", task), sample(f"m{number % 4}", task), signer=signer)
+        for place, miner in enumerate(("a", f"m{number % 4}"), 1):
+            newest[signer, miner, task] = seq.submission_seq + place
+        filed.add(filed_through(log))
+        for name in ("v0", "v1", "nobody"):
+            expected = sorted((at for key, at in newest.items() if key[0] == name), reverse=True)
+            found = log.samples_of_validator(hotkey(name), limit)
+            assert [row.seq for row in found] == expected[:limit]
+            told = log.samples_as_json(limit, validator_hotkey=hotkey(name))
+            assert [row["id"] for row in json.loads(told.json)] == expected[:limit]
+        for name in ("a", "m2", "nobody"):
+            expected = sorted((at for key, at in newest.items() if key[1] == name), reverse=True)
+            found = log.samples_of_miner(hotkey(name), limit)
+            assert [row.seq for row in found] == expected[:limit]
+            told = log.samples_as_json(limit, miner_hotkey=hotkey(name))
+            assert [row["id"] for row in json.loads(told.json)] == expected[:limit]
+    # In steps, each before a question reads more than it is allowed to.
+    assert filed == {0, *range(12, log.head() + 1, 12)}
+    assert keeper.check() == []
+
+
+def test_lists_of_a_hotkey_are_right_when_filed_ones_have_left(log, keeper, monkeypatch):
+    monkeypatch.setattr(sqlite_transaction, "UNFILED_SEQS_MAX", 10)
+    for task in range(10):
+        append(log, sample("a", task), sample("b", task))
+    assert filed_through(log) == 24
+    # Some of what is filed; all of it; and some of what is not.
+    for floor in (9, 24, 27):
+        keeper.drop_through(floor)
+        expected = [seq for seq in range(2, 30, 3) if seq > floor]
+        assert [row.seq for row in log.samples_of_miner(hotkey("a"), 99)] == expected[::-1]
+        assert len(log.samples_of_validator(hotkey("validator"), 99)) == 2 * len(expected)
+        assert keeper.check() == []
+    append(log, sample("a", 10), sample("b", 10))
+    append(log, sample("a", 11), sample("b", 11))
+    assert filed_through(log) == 36
+    assert [row.seq for row in log.samples_of_miner(hotkey("a"), 99)] == [35, 32, 29]
+    assert keeper.check() == []
+
+
+def test_a_list_of_a_hotkey_reads_no_further_than_its_limit(log):
+    # One query of both parts would read, and sort, all that a hotkey has.
+    for question in (OF_VALIDATOR_TOLD, OF_MINER_TOLD):
+        asked = {"validator": "", "miner": "", "limit": 1}
+        plan = [row[3] for row in raw(log).execute(f"EXPLAIN QUERY PLAN {question}", asked)]
+        assert "MERGE (UNION ALL)" in plan
+        assert not any("TEMP B-TREE" in step or step.startswith("MATERIALIZE") for step in plan)
+        assert [step for step in plan if step.startswith("SCAN")] == [
+            "SCAN filing", "SCAN found", plan[-1]
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE filing SET filed_through = filed_through - 1",
+        "DELETE FROM filing",
+        "INSERT INTO filing VALUES (99)",
+        "INSERT OR REPLACE INTO filing (rowid, filed_through) VALUES (1, 0)",
+    ],
+)
+def test_filing_goes_forwards_only(log, statement):
+    append(log, sample())
+    with pytest.raises(apsw.ConstraintError):
+        raw(log).execute(statement)
+
+
+def test_what_cannot_be_filed_is_not_stored(log, keeper, monkeypatch):
+    monkeypatch.setattr(sqlite_transaction, "UNFILED_SEQS_MAX", 4)
+    append(log, sample())
+    connection = raw(log)
+    connection.execute("ALTER TABLE samples_by_miner RENAME TO elsewhere")
+    with pytest.raises(LogUnavailableError):
+        append(log, sample())
+    assert log.head() == 2
+    connection.execute("ALTER TABLE elsewhere RENAME TO samples_by_miner")
+    append(log, sample(task=2))
+    assert (log.head(), filed_through(log)) == (4, 4)
+    assert keeper.check() == []
+
+
+def test_a_log_that_does_not_say_what_is_filed_takes_nothing(log):
+    append(log, sample())
+    without_triggers(log).execute("DELETE FROM filing")
+    with pytest.raises(LogUnavailableError, match="how far samples are filed is missing"):
+        append(log, sample())
+    assert log.head() == 2
 
 
 def test_a_signature_is_good_for_one_write(log):
@@ -422,6 +523,13 @@ def without_triggers(log):
 @pytest.mark.parametrize(
     ("harm", "finding"),
     [
+        ("DELETE FROM samples_by_miner WHERE seq = 2", "not filed as it should be at seq 2"),
+        ("DELETE FROM samples_by_validator WHERE seq = 3", "not filed as it should be at seq 3"),
+        ("UPDATE samples_by_miner SET miner_id = 1 WHERE seq = 3", "not filed as it should be"),
+        ("INSERT INTO samples_by_validator VALUES (1, 5)", "not filed as it should be at seq 5"),
+        ("INSERT INTO samples_by_miner VALUES (1, 99)", "not filed as it should be at seq 99"),
+        ("UPDATE filing SET filed_through = 2", "not filed as it should be at seq 3"),
+        ("DELETE FROM filing", "nothing says how far samples are filed"),
         ("DELETE FROM samples WHERE seq = 2", "1 of 5 records are missing"),
         ("DELETE FROM submissions WHERE seq = 1", "sample without its submission at seq 2"),
         ("UPDATE samples SET validator_id = 99 WHERE seq = 2", "without its submission"),
@@ -432,7 +540,8 @@ def without_triggers(log):
         ("UPDATE submissions SET body = x'00' WHERE seq = 4", "cannot be unpacked"),
     ],
 )
-def test_the_check_finds_harm(log, keeper, harm, finding):
+def test_the_check_finds_harm(log, keeper, harm, finding, monkeypatch):
+    monkeypatch.setattr(sqlite_transaction, "UNFILED_SEQS_MAX", 3)
     append(log, sample("a"), sample("b"))
     append(log, sample("c"))
     assert keeper.check() == []
