@@ -35,7 +35,7 @@ from warehouse.generation import (
     open_generation,
 )
 from warehouse.generation_file import tables_sha256, whole_tables_sha256
-from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteRow
+from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteColumns, VoteRow
 from warehouse.objects import ObjectStore
 from warehouse.records import (
     Event,
@@ -56,8 +56,9 @@ def log_against_requests(log: LogReader, on_progress: OnProgress) -> Iterator[st
     events = {event.seq: event for event in log.events_between(0, head)}
     for chunk in log.submissions_between(0, head):
         through = chunk[-1].seq + chunk[-1].sample_count
-        votes = itertools.chain.from_iterable(log.votes_between(chunk[0].seq, through))
-        received = {vote.seq: vote.received_at_ms for vote in votes}
+        received: dict[int, int] = {}
+        for votes in log.votes_between(chunk[0].seq, through):
+            received.update(zip(votes.seq, votes.received_at_ms, strict=True))
         for row in chunk:
             on_progress(row.seq, head)
             try:
@@ -239,7 +240,10 @@ def archive_against_requests(
         signed = _signed([SubmissionRow._make(row) for row in rows], events, used)
         proof.problems += [*signed.problems, *_unlike_signed(archive, manifest, votes, signed)]
         proof.proven += votes.join(
-            vote_rows([signed.votes]), on=ARCHIVED_VOTES.names, how="semi", nulls_equal=True
+            vote_rows([VoteColumns.of(signed.votes)]),
+            on=ARCHIVED_VOTES.names,
+            how="semi",
+            nulls_equal=True,
         ).height
         on_progress(done, len(parts))
     if used:
@@ -313,7 +317,7 @@ def _unlike_signed(
     if not signed.seqs:
         return
     theirs = pl.DataFrame({"seq": signed.seqs})
-    rows = vote_rows([signed.votes])
+    rows = vote_rows([VoteColumns.of(signed.votes)])
     here = votes.join(theirs, on="seq", how="semi")
     forged = here.join(rows, on=ARCHIVED_VOTES.names, how="anti", nulls_equal=True)["seq"]
     if forged.len():

@@ -114,10 +114,10 @@ def current_samples(
     merged, waiting, rows = [vote_rows([])], [], 0
     for chunk in log.votes_between(0, watermark):
         waiting.append(vote_rows([chunk]))
-        rows += len(chunk)
+        rows += len(chunk.seq)
         if rows >= MERGE_ROWS:
             merged, waiting, rows = [newest_versions([*merged, *waiting])], [], 0
-        on_progress(chunk[-1].seq, watermark)
+        on_progress(chunk.seq[-1], watermark)
     on_progress(watermark, watermark)
     return newest_versions([*merged, *waiting])
 

@@ -13,9 +13,11 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,6 +41,8 @@ DIGEST_BYTES = 64
 RULES = (voting, scoring, frames, warehouse_frames, tables, generation_verdicts)
 # The newest partitions, which change. The counts of all others are kept as one sum.
 NEWEST_PARTITIONS = 4
+# Polars leaves a third of two cores idle: its queries on one partition are small.
+PARTITIONS_AT_ONCE = 2
 NO_ENTRIES = scoring.score_entries(empty(ARCHIVED_VOTES))
 
 
@@ -134,6 +138,16 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class _Tally:
+    """What a run has of one partition: `verdicts` and `entries` only where it made them."""
+
+    summary: Summary
+    verdicts: pl.DataFrame | None = None
+    entries: pl.DataFrame | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Tallies:
     """All partitions' figures.
 
@@ -178,41 +192,50 @@ class TallyKeeper:
         # Where nothing can be kept everything is made, and the run goes on.
         with contextlib.suppress(OSError):
             make_directory(self.directory)
-        keys: dict[str, str] = {}
-        summaries: dict[str, Summary] = {}
-        anew: dict[str, pl.DataFrame] = {}
-        entries: dict[str, pl.DataFrame] = {}
-        problems: list[str] = []
-        for name, part in manifest.votes.items():
-            of_votes = _key(manifest, name)
-            keys[name] = key = _key(manifest, name, at_stakes)
-            has_entries = self._path("entries", of_votes).exists()
-            kept = self._kept_summary(key)
-            if kept is not None and has_entries:
-                summaries[name] = kept
-                continue
-            found: list[str] = []
-            ballots = self.kept_frame("ballots", of_votes) if has_entries else None
-            if ballots is None:
-                samples = self.archive.read(part)
-                ballots, entries[name] = voting.ballots(samples), scoring.score_entries(samples)
-                found += _contradictions(name, part, samples, manifest)
-                found += _uncounted(part, int(entries[name]["total_samples"].sum()), part.rows)
-            anew[name], counting_tasks = voting.verdicts_of(ballots, validators)
-            summaries[name] = Summary.of(anew[name], counting_tasks)
-            found += _uncounted(part, summaries[name].votes, 0 if name == UNTASKED else part.rows)
-            problems += found
-            if not found:
-                if name in entries:
-                    self._keep_frame("ballots", of_votes, ballots)
-                    self._keep_frame("entries", of_votes, entries[name])
-                self._keep_frame("verdicts", key, anew[name])
-                # The last: where it is, the others have been.
-                self._keep("summary", key, json.dumps(asdict(summaries[name])).encode())
+        keys = {name: _key(manifest, name, at_stakes) for name in manifest.votes}
+        with ThreadPoolExecutor(PARTITIONS_AT_ONCE, "tally") as threads:
+            of_partition = functools.partial(self._tally, manifest, validators)
+            found = dict(zip(keys, threads.map(of_partition, keys, keys.values()), strict=True))
+        entries = {name: one.entries for name, one in found.items() if one.entries is not None}
         every = self._entries(manifest, entries)
         self._remove_all_but(keys.values(), manifest)
-        verdicts = Verdicts(self, manifest, validators, keys, summaries, anew)
+        verdicts = Verdicts(
+            self,
+            manifest,
+            validators,
+            keys,
+            summaries={name: one.summary for name, one in found.items()},
+            anew={name: one.verdicts for name, one in found.items() if one.verdicts is not None},
+        )
+        problems = itertools.chain.from_iterable(one.problems for one in found.values())
         return Tallies(verdicts, every, tuple(problems), frozenset(entries))
+
+    def _tally(self, manifest: Manifest, validators: pl.DataFrame, name: str, key: str) -> _Tally:
+        """Take what was kept of a partition, or make it; what contradicts itself is not kept."""
+        part, of_votes = manifest.votes[name], _key(manifest, name)
+        has_entries = self._path("entries", of_votes).exists()
+        kept = self._kept_summary(key)
+        if kept is not None and has_entries:
+            return _Tally(kept)
+        found: list[str] = []
+        entries = None
+        ballots = self.kept_frame("ballots", of_votes) if has_entries else None
+        if ballots is None:
+            samples = self.archive.read(part)
+            ballots, entries = voting.ballots(samples), scoring.score_entries(samples)
+            found += _contradictions(name, part, samples, manifest)
+            found += _uncounted(part, int(entries["total_samples"].sum()), part.rows)
+        verdicts, counting_tasks = voting.verdicts_of(ballots, validators)
+        summary = Summary.of(verdicts, counting_tasks)
+        found += _uncounted(part, summary.votes, 0 if name == UNTASKED else part.rows)
+        if not found:
+            if entries is not None:
+                self._keep_frame("ballots", of_votes, ballots)
+                self._keep_frame("entries", of_votes, entries)
+            self._keep_frame("verdicts", key, verdicts)
+            # The last: where it is, the others have been.
+            self._keep("summary", key, json.dumps(asdict(summary)).encode())
+        return _Tally(summary, verdicts, entries, tuple(found))
 
     def kept_frame(self, kind: str, key: str) -> pl.DataFrame | None:
         """Return what was kept of a partition, None when it is gone or damaged."""

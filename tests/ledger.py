@@ -5,7 +5,6 @@ the pointer names a whole generation that is no older than any before.
 """
 
 import contextlib
-import itertools
 import json
 import threading
 import time
@@ -212,7 +211,8 @@ class Audit:
             assert not problems, problems
             return {
                 row.seq: (row.validator_hotkey, row.latency_ms, row.miner_hotkey)
-                for row in itertools.chain.from_iterable(log.votes_between(0, log.head()))
+                for votes in log.votes_between(0, log.head())
+                for row in votes.rows()
                 # Others submit to the demo as well, for the same validators too.
                 if row.validator_hotkey in series
                 and row.task_key.startswith(series[row.validator_hotkey])

@@ -51,12 +51,12 @@ def write_durably(final: Path, content: bytes) -> None:
     """Replace `final` by `content`: readers see the old or the new, never a part."""
     temporary = temporary_beside(final)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, memoryview(content) as view:
             for start in range(0, max(len(content), 1), SYNC_BYTES):
                 if start:
                     file.flush()
                     os.fdatasync(file.fileno())
-                file.write(content[start : start + SYNC_BYTES])
+                file.write(view[start : start + SYNC_BYTES])
         replace_durably(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ What a caller may rely on, whatever the backend:
    `drop_through` takes out after the archive has been verified.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -95,6 +95,31 @@ class VoteRow(NamedTuple):
     passed: bool
     confidence: int | None
     latency_ms: int | None
+
+
+class VoteColumns(NamedTuple):
+    """Votes by column, each as long as the others: a row takes more to make than to read."""
+
+    seq: Sequence[int]
+    received_at_ms: Sequence[int]
+    validator_hotkey: Sequence[str]
+    miner_hotkey: Sequence[str]
+    task_id: Sequence[int | None]
+    task_key: Sequence[str]
+    passed: Sequence[bool]
+    confidence: Sequence[int | None]
+    latency_ms: Sequence[int | None]
+
+    @classmethod
+    def of(cls, rows: Iterable[VoteRow]) -> "VoteColumns":
+        """Return the columns of rows."""
+        return cls._make(
+            zip(*rows, strict=True) if (rows := list(rows)) else [()] * len(VoteRow._fields)
+        )
+
+    def rows(self) -> Iterator[VoteRow]:
+        """Return the rows."""
+        return map(VoteRow._make, zip(*self, strict=True))
 
 
 class TextRow(NamedTuple):
@@ -290,8 +315,8 @@ class LogReader(Protocol):
     def latest_sampled_task(self) -> int | None:
         """Return the greatest task id of any sample, None where there is none."""
 
-    def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
-        """Yield all samples with after < seq <= through, in order, in chunks."""
+    def votes_between(self, after: int, through: int) -> Iterator[VoteColumns]:
+        """Yield all samples with after < seq <= through, in order, in chunks; none is empty."""
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
         """Yield the texts of all samples with after < seq <= through, in order, in chunks."""

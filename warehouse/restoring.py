@@ -198,10 +198,10 @@ def beyond(log: LogReader, after: int) -> Beyond:
     samples, validators, first_at_ms, last_at_ms = 0, set[str](), 0, 0
     head = log.head()
     for chunk in log.votes_between(after, head):
-        samples += len(chunk)
-        validators |= {row.validator_hotkey for row in chunk}
-        first_at_ms = first_at_ms or chunk[0].received_at_ms
-        last_at_ms = chunk[-1].received_at_ms
+        samples += len(chunk.seq)
+        validators |= set(chunk.validator_hotkey)
+        first_at_ms = first_at_ms or chunk.received_at_ms[0]
+        last_at_ms = chunk.received_at_ms[-1]
     events = len(log.events_between(after, head))
     return Beyond(head, samples, len(validators), events, first_at_ms, last_at_ms)
 

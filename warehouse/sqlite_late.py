@@ -17,6 +17,7 @@ from warehouse.log import (
     SubmissionRow,
     Submitted,
     TextRow,
+    VoteColumns,
     VoteRow,
     WrongLogError,
 )
@@ -149,7 +150,7 @@ class SqliteLateLog:
     def latest_sampled_task(self) -> int | None:
         return self._reading().latest_sampled_task()
 
-    def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
+    def votes_between(self, after: int, through: int) -> Iterator[VoteColumns]:
         return self._reading().votes_between(after, through)
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter, lt
 from typing import Any
@@ -17,6 +17,7 @@ from warehouse.log import (
     SubmissionRow,
     Submitted,
     TextRow,
+    VoteColumns,
     VoteRow,
 )
 from warehouse.records import (
@@ -32,7 +33,10 @@ from warehouse.sqlite_questions import (
     BACKLOG,
     EVENTS,
     HEAD,
+    HOTKEYS,
     LAST_SEQ_BEFORE,
+    NARROW_COLUMNS,
+    NARROW_PART,
     NEWEST,
     NEWEST_TOLD,
     OF_MINER,
@@ -49,8 +53,8 @@ from warehouse.sqlite_questions import (
     SUBMITTED,
     TEXTS,
     VOTE_TYPES,
-    VOTES,
     VOTES_OF_TASK,
+    Types,
 )
 from warehouse.sqlite_schema import (
     LogDamagedError,
@@ -69,11 +73,10 @@ SUBMISSIONS_CHUNK_ROWS = 250
 # Of each thread that asks, of which a worker has some seven; every commit makes it empty.
 READER_CACHE_KIB = 1_024
 
-# As `VoteRow._make` and `TextRow._make`, without a call of Python for each of millions of rows.
-AS_VOTE, AS_TEXT = partial(tuple.__new__, VoteRow), partial(tuple.__new__, TextRow)
+# As `TextRow._make`, without a call of Python for each of millions of rows.
+AS_TEXT = partial(tuple.__new__, TextRow)
 FIRST = itemgetter(0)
 Bindings = tuple[Any, ...] | dict[str, Any]
-Types = tuple[type | tuple[type, ...], ...]
 
 
 def stored_task(task_key: str) -> int | str:
@@ -102,7 +105,7 @@ class SqliteReader:
         self._connections: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._state = AdminState(-1, {}, None)
         # The last question that met damage.
-        self._damaged: tuple[str, Bindings, Types] | None = None
+        self._damaged: Callable[[], object] | None = None
         self._guard = threading.Lock()
 
     def head(self) -> int:
@@ -186,9 +189,23 @@ class SqliteReader:
         latest: int | None = self._one("SELECT max(task) FROM samples WHERE task < ''")
         return latest
 
-    def votes_between(self, after: int, through: int) -> Iterator[list[VoteRow]]:
-        for chunk in self._chunks(VOTES, after, through, VOTES_CHUNK_ROWS, VOTE_TYPES):
-            yield list(map(AS_VOTE, chunk))
+    def votes_between(self, after: int, through: int) -> Iterator[VoteColumns]:
+        hotkeys: dict[int, str] = {}
+        while (columns := self._narrow_columns(after, through))[0]:
+            seqs, validators, miners, tasks, received_at_ms, *judged = columns
+            if not hotkeys.keys() >= {*validators, *miners}:
+                hotkeys = dict(self._rows(HOTKEYS, (), (int, str)))
+            try:
+                validator_hotkeys = [hotkeys[one] for one in validators]
+                miner_hotkeys = [hotkeys[one] for one in miners]
+            except KeyError as error:
+                raise LogDamagedError(f"hotkey {error} is missing in it") from error
+            yield VoteColumns(
+                seqs, received_at_ms, validator_hotkeys, miner_hotkeys,
+                [task if isinstance(task, int) else None for task in tasks],
+                list(map(str, tasks)), *judged,
+            )  # fmt: skip
+            after = seqs[-1]
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
         for chunk in self._chunks(TEXTS, after, through, TEXTS_CHUNK_ROWS):
@@ -229,7 +246,7 @@ class SqliteReader:
         if self._damaged is None:
             return None
         try:
-            self._rows(*self._damaged)
+            self._damaged()
         except LogUnavailableError as error:
             return str(error)
         self._damaged = None
@@ -246,14 +263,28 @@ class SqliteReader:
         _, told = self._rows(sql, bindings, (int, str))[0]
         return [StoredSample._make(row) for row in orjson.loads(told)]
 
+    def _narrow_columns(self, after: int, through: int) -> list[list[Any]]:
+        asked = (after, through, VOTES_CHUNK_ROWS)
+        try:
+            columns = _parsed(self._rows(NARROW_COLUMNS, asked, (str,) * len(NARROW_PART))[0])
+            _refuse_others(columns, NARROW_PART.values())
+            _refuse_disorder(after, columns[0])
+        except LogUnavailableError as error:
+            damage = error
+            if isinstance(error.__cause__, apsw.SQLError):
+                # JSON holds no bytes, and none were written there.
+                damage = LogDamagedError(error.__cause__)
+            if isinstance(damage, LogDamagedError):
+                self._damaged = partial(self._narrow_columns, after, through)
+                self._let_go()
+            raise damage from error
+        return columns
+
     def _chunks(
-        self, sql: str, after: int, through: int, rows_max: int, types: Types = ()
+        self, sql: str, after: int, through: int, rows_max: int, types: Sequence[Types] = ()
     ) -> Iterator[list[tuple[Any, ...]]]:
         while rows := self._rows(sql, (after, through, rows_max), types):
-            # Or the same rows would come again and again.
-            seqs = [after, *map(FIRST, rows)]
-            if not all(map(lt, seqs, seqs[1:])):
-                raise LogDamagedError(f"what follows seq {after} is out of order")
+            _refuse_disorder(after, list(map(FIRST, rows)))
             yield rows
             after = rows[-1][0]
 
@@ -266,13 +297,15 @@ class SqliteReader:
     def _one(self, sql: str) -> Any:
         return self._rows(sql, ())[0][0]
 
-    def _rows(self, sql: str, bindings: Bindings, types: Types = ()) -> list[tuple[Any, ...]]:
+    def _rows(
+        self, sql: str, bindings: Bindings, types: Sequence[Types] = ()
+    ) -> list[tuple[Any, ...]]:
         try:
             with translated_errors():
                 rows = self._connection().execute(sql, bindings).fetchall()
-            _refuse_other_types(rows, types)
+            _refuse_others((map(itemgetter(at), rows) for at in range(len(types))), types)
         except LogDamagedError:
-            self._damaged = (sql, bindings, types)
+            self._damaged = partial(self._rows, sql, bindings, types)
             # What it keeps of the file in memory would outlive the damage.
             self._let_go()
             raise
@@ -302,9 +335,23 @@ class SqliteReader:
         return connection
 
 
-def _refuse_other_types(rows: list[tuple[Any, ...]], types: Types) -> None:
+def _parsed(told: Iterable[str]) -> list[list[Any]]:
+    try:
+        return list(map(orjson.loads, told))
+    except orjson.JSONDecodeError as error:
+        raise LogDamagedError(error) from error
+
+
+def _refuse_others(columns: Iterable[Iterable[object]], types: Iterable[Types]) -> None:
     # By columns, each in one step of Python: an export asks it of millions of rows.
-    for index, allowed in enumerate(types):
-        of_column = set(map(type, map(itemgetter(index), rows)))
-        if not of_column.issubset(allowed if isinstance(allowed, tuple) else (allowed,)):
+    for values, allowed in zip(columns, types, strict=True):
+        if not set(map(type, values)).issubset(
+            allowed if isinstance(allowed, tuple) else (allowed,)
+        ):
             raise LogDamagedError("a record is none that was written")
+
+
+def _refuse_disorder(after: int, seqs: list[int]) -> None:
+    # Or the same rows would come again and again.
+    if not all(map(lt, [after, *seqs], seqs)):
+        raise LogDamagedError(f"what follows seq {after} is out of order")

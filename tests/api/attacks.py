@@ -263,7 +263,7 @@ class Stored(NamedTuple):
     outbox: Any
 
 
-def _all(chunks: Iterable[list[Any]]) -> list[Any]:
+def _all(chunks: Iterable[Iterable[Any]]) -> list[Any]:
     return [row for chunk in chunks for row in chunk]
 
 
@@ -272,7 +272,7 @@ def stored(log: LogReader) -> Stored:
     return Stored(
         log.head(),
         _all(log.submissions_between(0, EVERY_SEQ)),
-        _all(log.votes_between(0, EVERY_SEQ)),
+        _all(votes.rows() for votes in log.votes_between(0, EVERY_SEQ)),
         _all(log.texts_between(0, EVERY_SEQ)),
         log.events_between(0, EVERY_SEQ),
         log.admin_state(),

@@ -351,7 +351,7 @@ class Fuzzed:
         log = SqliteKeeper(self._settings)
         try:
             assert log.check() == []
-            stored = {row.seq for rows in log.votes_between(0, log.head()) for row in rows}
+            stored = {seq for votes in log.votes_between(0, log.head()) for seq in votes.seq}
         finally:
             log.close()
         assert self.told.acknowledged <= stored

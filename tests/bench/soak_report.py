@@ -74,7 +74,7 @@ def compared(log: SqliteKeeper, ledger: Path, after: int) -> Compared:
         promised[seq] = line
     acknowledged, stored, unacknowledged, seen = len(promised), 0, 0, set()
     lost = []
-    for row in (row for chunk in log.votes_between(after, log.head()) for row in chunk):
+    for row in (row for chunk in log.votes_between(after, log.head()) for row in chunk.rows()):
         stored += 1
         said = (row.validator_hotkey, row.miner_hotkey, row.task_id)
         if said in seen:

@@ -129,7 +129,7 @@ def wrong_on_disk(home, signatures, ledger, *, is_ordered=True):
         if found := keeper.check():
             return f"the check finds {found}"
         rows = list(itertools.chain.from_iterable(keeper.submissions_between(0, RECORDS)))
-        votes = list(itertools.chain.from_iterable(keeper.votes_between(0, RECORDS)))
+        votes = [row for chunk in keeper.votes_between(0, RECORDS) for row in chunk.rows()]
         head = keeper.head()
     finally:
         keeper.close()

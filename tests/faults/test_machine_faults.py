@@ -124,8 +124,10 @@ class Machine:
     def log_and_problems(self):
         keeper = SqliteKeeper(self.settings)
         try:
-            votes = itertools.chain.from_iterable(keeper.votes_between(0, keeper.head()))
-            return {vote.seq: vote.latency_ms for vote in votes}, keeper.check()
+            latencies = {}
+            for votes in keeper.votes_between(0, keeper.head()):
+                latencies |= dict(zip(votes.seq, votes.latency_ms, strict=True))
+            return latencies, keeper.check()
         finally:
             keeper.close()
 

@@ -264,7 +264,7 @@ def test_what_the_log_is_given_it_gives_back(log, given, body):
     assert [one.sample_id for one in log.submission_samples(first)] == [
         one.sample_id for one in given
     ]
-    votes = [row for rows in log.votes_between(first, through) for row in rows]
+    votes = [row for votes in log.votes_between(first, through) for row in votes.rows()]
     texts = [row for rows in log.texts_between(first, through) for row in rows]
     assert [vote.seq for vote in votes] == [text.seq for text in texts]
     for one, vote, text in zip(given, votes, texts, strict=True):

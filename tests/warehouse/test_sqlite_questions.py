@@ -1,5 +1,7 @@
 """Samples that SQLite writes as JSON are those that were stored, told as the API tells them."""
 
+import math
+
 import apsw
 import orjson
 import pytest
@@ -121,6 +123,7 @@ def test_an_instant_is_told_as_everywhere(log, instant_ms):
     assert told(log, 1)[0]["evaluated_at"] == iso8601(instant_ms)
 
 
+OF_NO_COLUMN = (b"\xff\x00", 1.5)
 COLUMNS = {
     "samples": ("received_at_ms", "passed", "confidence", "latency_ms"),
     "sample_texts": (
@@ -137,7 +140,7 @@ COLUMNS = {
             (table, column, value)
             for table, columns in COLUMNS.items()
             for column in columns
-            for value in (b"\xff\x00", 1.5)
+            for value in OF_NO_COLUMN
         ),
         # Of no year that has a text.
         ("samples", "received_at_ms", 2**60),
@@ -166,6 +169,30 @@ def test_what_is_of_another_type_is_damage(log, table, column, value):
     raw.close()
     reader = SqliteReader(log.settings)
     assert_damaged(reader)
+    if table != "sample_texts" and value in OF_NO_COLUMN:
+        assert_votes_damaged(log)
+    reader.close()
+
+
+def assert_votes_damaged(log):
+    reader = SqliteReader(log.settings)
+    with pytest.raises(LogDamagedError):
+        list(reader.votes_between(0, 99))
+    assert "damaged" in str(reader.damage())
+    reader.close()
+
+
+@pytest.mark.parametrize("value", [*OF_NO_COLUMN, math.inf])
+def test_a_task_of_no_type_that_one_has_is_damage(log, value):
+    log.append_samples(request("v"), [sample("a", 1), sample("a", "legacy")], None).result(30)
+    reader = SqliteReader(log.settings)
+    (votes,) = reader.votes_between(0, 99)
+    assert (votes.task_id, votes.task_key) == ([1, None], ["1", "legacy"])
+    raw = apsw.Connection(str(log.path))
+    raw.execute("DROP TRIGGER samples_never_updated")
+    raw.execute("UPDATE samples SET task = ? WHERE seq = 3", (value,))
+    raw.close()
+    assert_votes_damaged(log)
     reader.close()
 
 
