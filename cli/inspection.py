@@ -26,7 +26,6 @@ from warehouse.archive import Archive, ArchiveError, Manifest
 from warehouse.archive_views import archived_rows
 from warehouse.bucket import Pointer, read_pointer
 from warehouse.evidence import EvidenceError
-from warehouse.export import EVENT_SCHEMA, VERSION_KEY, submission_rows, text_rows, vote_rows
 from warehouse.generation import (
     Generation,
     GenerationError,
@@ -36,6 +35,7 @@ from warehouse.generation import (
 )
 from warehouse.generation_file import tables_sha256, whole_tables_sha256
 from warehouse.log import LogKeeper, LogReader, SubmissionRow, TextRow, VoteColumns, VoteRow
+from warehouse.log_frames import EVENT_SCHEMA, VERSION_KEY, submission_rows, text_rows, vote_rows
 from warehouse.objects import ObjectStore
 from warehouse.records import (
     Event,

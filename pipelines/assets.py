@@ -29,6 +29,7 @@ from pipelines.tallies import Tallies, Verdicts
 from warehouse import export, tables
 from warehouse.archive import Manifest
 from warehouse.frames import empty
+from warehouse.log_frames import vote_rows
 from warehouse.publication import publish
 from warehouse.records import AdminState
 from warehouse.tables import Table
@@ -246,7 +247,7 @@ def reconciliation(
     found = [
         *tallies.problems,
         *checks.reconciled(
-            recent=export.vote_rows(stores.log.votes_between(after, manifest.watermark)),
+            recent=vote_rows(stores.log.votes_between(after, manifest.watermark)),
             archived=stores.archive.votes_after(manifest, after),
             manifest=manifest,
             tallies=tallies,

@@ -18,10 +18,10 @@ from pipelines.chain_snapshots import ChainSnapshots
 from pipelines.frames import conform
 from pipelines.settings import Parameters
 from warehouse import arrow
-from warehouse.export import newest_versions, vote_rows
 from warehouse.generation import Generation, GenerationError, open_generation
 from warehouse.generation_file import tables_sha256, whole_tables_sha256
 from warehouse.log import LogReader
+from warehouse.log_frames import newest_versions, vote_rows
 from warehouse.records import AdminState
 from warehouse.tables import BLACKLIST, COMPUTED_TABLES, GENERATION, VERDICTS
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import hotkey
-from warehouse import export
-from warehouse.export import newest_versions, vote_rows
+from warehouse import log_frames
 from warehouse.log import VoteColumns, VoteRow
+from warehouse.log_frames import newest_versions, vote_rows
 from warehouse.tables import ARCHIVED_VOTES
 
 HOTKEYS = [hotkey(name) for name in "abc"]
@@ -57,7 +57,7 @@ def test_the_newest_versions_are_left_in_order(tasks):
 
 def test_both_ways_are_taken():
     def numbered(*tasks):
-        return export._numbered(
+        return log_frames._numbered(
             vote_rows(
                 [
                     VoteColumns.of(
