@@ -112,8 +112,9 @@ def _numbered(rows: pl.DataFrame) -> pl.Series | None:
     pair = ("validator_hotkey", "miner_hotkey")
     hotkeys = pl.Enum(pl.concat([rows[name].unique() for name in pair]).unique().sort())
     base = len(hotkeys.categories)
-    task = pl.col("task_id") - pl.col("task_id").min()
-    if (rows.select(task.max()).item() + 1) * base**2 > INT64_MAX:
+    least, greatest = rows.select(pl.min("task_id"), greatest=pl.max("task_id")).row(0)
+    if least < 0 or (greatest - least + 1) * base**2 > INT64_MAX:
         return None
+    task = pl.col("task_id") - least
     validator, miner = (pl.col(name).cast(hotkeys).to_physical().cast(pl.Int64) for name in pair)
     return rows.select((task * base + miner) * base + validator).to_series()

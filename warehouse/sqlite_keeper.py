@@ -7,7 +7,7 @@ import apsw
 from warehouse.evidence import unsigned
 from warehouse.files import locked_in_turn
 from warehouse.log import RefusedError
-from warehouse.sqlite_questions import HEAD
+from warehouse.sqlite_questions import HEAD, IS_FILING_KNOWN
 from warehouse.sqlite_reads import SqliteReader
 from warehouse.sqlite_schema import connect, lock_path, translated_errors
 
@@ -63,13 +63,12 @@ SAMPLES_FILED_WRONGLY = """
     LEFT JOIN samples_by_validator AS v ON v.validator_id = s.validator_id AND v.seq = s.seq
     LEFT JOIN samples_by_miner AS m ON m.miner_id = s.miner_id AND m.seq = s.seq
     WHERE (v.seq IS NOT NULL) + (m.seq IS NOT NULL)
-        <> 2 * (s.seq <= coalesce((SELECT filed_through FROM filing), 0))
+        <> 2 * (s.seq <= (SELECT filed_through FROM filing))
     UNION ALL SELECT f.seq FROM samples_by_validator AS f LEFT JOIN samples AS s ON s.seq = f.seq
     WHERE s.validator_id IS NOT f.validator_id
     UNION ALL SELECT f.seq FROM samples_by_miner AS f LEFT JOIN samples AS s ON s.seq = f.seq
     WHERE s.miner_id IS NOT f.miner_id
 """
-NO_FILING = f"SELECT ({HEAD}) WHERE (SELECT count(*) FROM filing) <> 1"
 SUBMISSIONS_WITHOUT_SAMPLES = """
     SELECT b.seq FROM submissions AS b WHERE b.sample_count <> (
         SELECT count(*) FROM samples AS s WHERE s.seq > b.seq AND s.seq <= b.seq + b.sample_count
@@ -111,13 +110,18 @@ class SqliteKeeper(SqliteReader):
                 ("two records", SEQS_IN_TWO_TABLES),
                 ("a sample without its submission", SAMPLES_OUT_OF_PLACE),
                 ("a sample without texts, or texts without a sample", SAMPLES_WITHOUT_TEXTS),
-                ("a sample that is not filed as it should be", SAMPLES_FILED_WRONGLY),
-                ("nothing says how far samples are filed", NO_FILING),
                 ("a torn submission", SUBMISSIONS_WITHOUT_SAMPLES),
                 ("an event without its submission", EVENTS_WITHOUT_SUBMISSION),
             )
             for row in self._rows(sql, ())
         ]
+        if not self._rows(f"SELECT {IS_FILING_KNOWN}", ())[0][0]:
+            found.append("nothing says how far samples are filed")
+        else:
+            found += [
+                f"a sample that is not filed as it should be at seq {row[0]}"
+                for row in self._rows(SAMPLES_FILED_WRONGLY, ())
+            ]
         # Seqs are unique within each table and, by the check above, across them: the count says
         # whether one is missing.
         expected, count = self._rows(COUNT_ABOVE, ())[0]

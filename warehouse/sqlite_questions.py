@@ -61,48 +61,70 @@ AS_DECLARED = " AND ".join(
         *(f"typeof(t.{name}) IN ('text', 'null')" for name in ("reasoning", "generated_artifacts")),
     ]
 )
+# Samples can leave the log by retention, their seqs never come again: the greatest of all is the
+# head.
+HEAD = """
+    SELECT max(
+        coalesce((SELECT max(seq) FROM samples), 0), coalesce((SELECT max(seq) FROM events), 0),
+        (SELECT dropped_through FROM retention)
+    )
+"""
 
 
-def _at_once(shape: str, source: str) -> str:
+def _at_once(shape: str, source: str, whole: str = "TRUE", own: str = "TRUE") -> str:
     """Return the question for how many samples there are and all of them, each as `shape` has it.
 
-    NULL instead of the array where one is not as it was declared. SQLite's aggregate takes rows as
-    the subquery gives them; a promise of it would cost a sort of wide rows, so tests hold it to it.
-    `source` has a LIMIT: without one each row would be rendered twice.
+    NULL instead of the array where one is not as it was declared, or not as `own` says; and unless
+    `whole` holds. SQLite's aggregate takes rows as the subquery gives them; a promise of it would
+    cost a sort of wide rows, so tests hold it to it. `source` has a LIMIT: without one each row
+    would be rendered twice.
     """
     return f"""
-        SELECT count(*),
-            iif(count(told) = count(*), '[' || coalesce(group_concat(told, ','), '') || ']', NULL)
-        FROM (SELECT iif({AS_DECLARED}, {shape}, NULL) AS told FROM {source})
+        SELECT count(*), iif(
+            count(told) = count(*) AND {whole},
+            '[' || coalesce(group_concat(told, ','), '') || ']', NULL
+        )
+        FROM (SELECT iif({AS_DECLARED} AND {own}, {shape}, NULL) AS told FROM {source})
     """
 
 
 _NEWEST = f"samples AS s {JOINED} WHERE {IS_CURRENT} ORDER BY s.seq DESC LIMIT :limit"
+# Otherwise what is filed would be left out, or told twice.
+IS_FILING_KNOWN = f"""
+    (
+        SELECT count(*) = 1 AND min(typeof(filed_through) = 'integer')
+            AND min(filed_through BETWEEN 0 AND ({HEAD}))
+        FROM filing
+    )
+"""
 
 
-def _filed(table: str, condition: str) -> str:
-    """Return the source of the newest samples of one hotkey: those filed in `table`, and the rest.
+def _of_hotkey(shape: str, table: str, condition: str) -> str:
+    """Return the question for the newest samples of one hotkey: those filed in `table`, and others.
 
     Both parts are merged from their ends, and no further than the limit. The inner limit, of all,
     keeps the planner from making one query of the two, which reads all of a hotkey and sorts them.
+    What is filed and cannot be found, or is another hotkey's, is damage.
     """
-    return f"""
+    source = f"""
         (
             SELECT s.seq FROM samples AS s
             WHERE s.seq > (SELECT filed_through FROM filing) AND {condition}
-            UNION ALL SELECT s.seq FROM {table} AS s WHERE {condition}
+            UNION ALL SELECT s.seq FROM {table} AS s
+            WHERE s.seq <= (SELECT filed_through FROM filing) AND {condition}
             ORDER BY seq DESC LIMIT -1
-        ) AS found CROSS JOIN samples AS s ON s.seq = found.seq {JOINED}
+        ) AS found LEFT JOIN samples AS s ON s.seq = found.seq {JOINED}
         WHERE {IS_CURRENT} LIMIT :limit
     """
+    return _at_once(shape, source, IS_FILING_KNOWN, condition)
 
 
-_OF_VALIDATOR = _filed("samples_by_validator", BY_VALIDATOR)
-_OF_MINER = _filed("samples_by_miner", ABOUT_MINER)
 _OF_TASK = f"samples AS s INDEXED BY samples_version {JOINED} WHERE s.task = :task AND {IS_CURRENT}"
 NEWEST, NEWEST_TOLD = _at_once(ROW, _NEWEST), _at_once(TOLD, _NEWEST)
-OF_VALIDATOR, OF_VALIDATOR_TOLD = _at_once(ROW, _OF_VALIDATOR), _at_once(TOLD, _OF_VALIDATOR)
-OF_MINER, OF_MINER_TOLD = _at_once(ROW, _OF_MINER), _at_once(TOLD, _OF_MINER)
+_FILED_BY_VALIDATOR = ("samples_by_validator", BY_VALIDATOR)
+_FILED_BY_MINER = ("samples_by_miner", ABOUT_MINER)
+OF_VALIDATOR, OF_VALIDATOR_TOLD = (_of_hotkey(one, *_FILED_BY_VALIDATOR) for one in (ROW, TOLD))
+OF_MINER, OF_MINER_TOLD = (_of_hotkey(one, *_FILED_BY_MINER) for one in (ROW, TOLD))
 OF_SUBMISSION = _at_once(
     ROW,
     f"""samples AS s {JOINED} WHERE s.seq > :seq
@@ -122,19 +144,11 @@ VOTES_OF_TASK = f"""
     LEFT JOIN hotkeys AS m ON m.id = s.miner_id
     WHERE s.task = :task AND {IS_CURRENT} LIMIT :limit
 """
-# Samples can leave the log by retention, their seqs never come again: the greatest of all is the
-# head.
-HEAD = """
-    SELECT max(
-        coalesce((SELECT max(seq) FROM samples), 0), coalesce((SELECT max(seq) FROM events), 0),
-        (SELECT dropped_through FROM retention)
-    )
-"""
 EVENTS = """
     SELECT seq, received_at_ms, kind, subject, detail, admin_hotkey FROM events
     WHERE seq > ? AND seq <= ? ORDER BY seq
 """
-HOTKEYS = "SELECT id, hotkey FROM hotkeys"
+HOTKEYS = "SELECT id, hotkey FROM hotkeys WHERE id IN (SELECT value FROM json_each(?))"
 # What is stored of the narrow part of a sample, and what types that has. Hotkeys are looked up for
 # many at once: for each sample it took as long again as all the rest.
 NARROW_PART: dict[str, Types] = {

@@ -70,6 +70,7 @@ VOTES_CHUNK_ROWS = 50_000
 TEXTS_CHUNK_ROWS = 2_500
 # Usually 200 kB each, 2 MB at most.
 SUBMISSIONS_CHUNK_ROWS = 250
+HOTKEYS_KEPT_MAX = 16_384
 # Of each thread that asks, of which a worker has some seven; every commit makes it empty.
 READER_CACHE_KIB = 1_024
 
@@ -191,21 +192,9 @@ class SqliteReader:
 
     def votes_between(self, after: int, through: int) -> Iterator[VoteColumns]:
         hotkeys: dict[int, str] = {}
-        while (columns := self._narrow_columns(after, through))[0]:
-            seqs, validators, miners, tasks, received_at_ms, *judged = columns
-            if not hotkeys.keys() >= {*validators, *miners}:
-                hotkeys = dict(self._rows(HOTKEYS, (), (int, str)))
-            try:
-                validator_hotkeys = [hotkeys[one] for one in validators]
-                miner_hotkeys = [hotkeys[one] for one in miners]
-            except KeyError as error:
-                raise LogDamagedError(f"hotkey {error} is missing in it") from error
-            yield VoteColumns(
-                seqs, received_at_ms, validator_hotkeys, miner_hotkeys,
-                [task if isinstance(task, int) else None for task in tasks],
-                list(map(str, tasks)), *judged,
-            )  # fmt: skip
-            after = seqs[-1]
+        while (votes := self._votes(after, through, hotkeys)).seq:
+            yield votes
+            after = votes.seq[-1]
 
     def texts_between(self, after: int, through: int) -> Iterator[list[TextRow]]:
         for chunk in self._chunks(TEXTS, after, through, TEXTS_CHUNK_ROWS):
@@ -263,22 +252,41 @@ class SqliteReader:
         _, told = self._rows(sql, bindings, (int, str))[0]
         return [StoredSample._make(row) for row in orjson.loads(told)]
 
-    def _narrow_columns(self, after: int, through: int) -> list[list[Any]]:
+    def _votes(self, after: int, through: int, hotkeys: dict[int, str]) -> VoteColumns:
+        """Return a chunk of votes; `hotkeys` are those known so far, and then of these too."""
         asked = (after, through, VOTES_CHUNK_ROWS)
         try:
             columns = _parsed(self._rows(NARROW_COLUMNS, asked, (str,) * len(NARROW_PART))[0])
             _refuse_others(columns, NARROW_PART.values())
             _refuse_disorder(after, columns[0])
+            seqs, validators, miners, tasks, received_at_ms, *judged = columns
+            self._look_up({*validators, *miners}, hotkeys)
         except LogUnavailableError as error:
-            damage = error
-            if isinstance(error.__cause__, apsw.SQLError):
-                # JSON holds no bytes, and none were written there.
-                damage = LogDamagedError(error.__cause__)
-            if isinstance(damage, LogDamagedError):
-                self._damaged = partial(self._narrow_columns, after, through)
+            is_damage = isinstance(error, LogDamagedError)
+            # JSON holds no bytes, and none were written there.
+            has_bytes = "BLOB" in str(error.__cause__)
+            if is_damage or has_bytes:
+                self._damaged = partial(self._votes, after, through, {})
                 self._let_go()
-            raise damage from error
-        return columns
+            if has_bytes and not is_damage:
+                raise LogDamagedError(error.__cause__) from error
+            raise
+        return VoteColumns(
+            seqs, received_at_ms, [hotkeys[one] for one in validators],
+            [hotkeys[one] for one in miners],
+            [task if isinstance(task, int) else None for task in tasks],
+            list(map(str, tasks)), *judged,
+        )  # fmt: skip
+
+    def _look_up(self, ids: set[int], hotkeys: dict[int, str]) -> None:
+        if not hotkeys.keys() >= ids:
+            # Samples may be about any hotkey that somebody makes up.
+            if len(hotkeys) > HOTKEYS_KEPT_MAX:
+                hotkeys.clear()
+            missing = orjson.dumps(list(ids - hotkeys.keys())).decode()
+            hotkeys.update(self._rows(HOTKEYS, (missing,), (int, str)))
+            if unknown := ids - hotkeys.keys():
+                raise LogDamagedError(f"hotkeys {sorted(unknown)[:3]} are missing in it")
 
     def _chunks(
         self, sql: str, after: int, through: int, rows_max: int, types: Sequence[Types] = ()

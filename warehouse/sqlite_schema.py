@@ -122,11 +122,21 @@ CREATE TABLE samples_by_validator (
     seq INTEGER NOT NULL,
     PRIMARY KEY (validator_id, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE TRIGGER samples_by_validator_never_updated BEFORE UPDATE ON samples_by_validator
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER samples_by_validator_deleted_once_archived BEFORE DELETE ON samples_by_validator
+WHEN OLD.seq > (SELECT dropped_through FROM retention)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TABLE samples_by_miner (
     miner_id INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     PRIMARY KEY (miner_id, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE TRIGGER samples_by_miner_never_updated BEFORE UPDATE ON samples_by_miner
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER samples_by_miner_deleted_once_archived BEFORE DELETE ON samples_by_miner
+WHEN OLD.seq > (SELECT dropped_through FROM retention)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 -- One row.
 CREATE TABLE filing (filed_through INTEGER NOT NULL) STRICT;
 INSERT INTO filing VALUES (0);

@@ -200,11 +200,14 @@ class Transaction:
     def file(self) -> None:
         """File samples by their hotkeys, once there are enough of them."""
         rows = self._ask(FILED_THROUGH, ())
-        if not rows or type(rows[0][0]) is not int:
-            raise LogDamagedError("how far samples are filed is missing")
+        if len(rows) != 1 or type(rows[0][0]) is not int or not 0 <= rows[0][0] <= self.seq:
+            raise LogDamagedError("nothing says how far samples are filed")
         filed_through = rows[0][0]
         if self.seq - filed_through >= UNFILED_SEQS_MAX:
-            self.connection.execute(FILE, {"after": filed_through, "through": self.seq})
+            try:
+                self.connection.execute(FILE, {"after": filed_through, "through": self.seq})
+            except apsw.ConstraintError as error:
+                raise LogDamagedError("samples are filed that come after those") from error
 
     def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         alone = len(rows) % SAMPLES_A_STATEMENT

@@ -187,7 +187,7 @@ def test_a_worker_does_not_start_on_a_log_of_a_later_version(warehouse_settings)
     SqliteLog(warehouse_settings).close()
     with contextlib.closing(apsw.Connection(str(warehouse_settings.log_path))) as connection:
         connection.pragma("user_version", 99)
-    with pytest.raises(WrongLogError, match="has schema version 99; this software reads 2"):
+    with pytest.raises(WrongLogError, match="has schema version 99; this software reads"):
         asyncio.run(start())
 
 

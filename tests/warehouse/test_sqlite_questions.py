@@ -12,7 +12,7 @@ from api.instants import iso8601
 from api.routes.samples import _stored
 from tests.properties import tried
 from tests.warehouse.builders import append, hotkey, request, sample, settings
-from warehouse import sqlite_transaction
+from warehouse import sqlite_reads, sqlite_transaction
 from warehouse.sqlite_log import SqliteLog
 from warehouse.sqlite_reads import SqliteReader
 from warehouse.sqlite_schema import LogDamagedError
@@ -174,6 +174,17 @@ def test_what_is_of_another_type_is_damage(log, table, column, value):
     reader.close()
 
 
+def test_votes_are_told_of_more_hotkeys_than_are_kept(log, monkeypatch):
+    monkeypatch.setattr(sqlite_reads, "HOTKEYS_KEPT_MAX", 2)
+    monkeypatch.setattr(sqlite_reads, "VOTES_CHUNK_ROWS", 2)
+    given = [f"m{number % 5}" for number in range(12)]
+    samples = [sample(name, task) for task, name in enumerate(given)]
+    log.append_samples(request("v"), samples, None).result(30)
+    told = [row for votes in log.votes_between(0, 99) for row in votes.rows()]
+    assert [row.miner_hotkey for row in told] == list(map(hotkey, given))
+    assert {row.validator_hotkey for row in told} == {hotkey("v")}
+
+
 def assert_votes_damaged(log):
     reader = SqliteReader(log.settings)
     with pytest.raises(LogDamagedError):
@@ -228,4 +239,5 @@ def test_what_cannot_be_found_is_damage_and_no_shorter_list(log, table):
                 ask()
         with pytest.raises(LogDamagedError):
             reader.votes_of_task("1", 500)
+        assert_votes_damaged(log)
     reader.close()
