@@ -54,7 +54,7 @@ def _table(frame: pl.DataFrame, table: Table, **metadata: Any) -> dg.Materialize
     return dg.MaterializeResult(
         value=frame,
         metadata={"dagster/row_count": frame.height, **metadata},
-        check_results=[checks.as_declared(table, frame)],
+        check_results=[checks.as_declared(table, [frame])],
     )
 
 
@@ -138,14 +138,14 @@ def tallies(
 @asset(group_name="scoring", check_specs=_declared("verdicts"), description=tables.VERDICTS.doc)
 def verdicts(tallies: Tallies) -> dg.MaterializeResult:
     # The others were looked at when they were made, and no two partitions share a task.
-    anew = tallies.verdicts.anew.values()
+    made = tallies.verdicts
     return dg.MaterializeResult(
-        value=tallies.verdicts,
+        value=made,
         metadata={
-            "dagster/row_count": tallies.verdicts.count,
-            "rows_made_anew": sum(frame.height for frame in anew),
+            "dagster/row_count": made.count,
+            "rows_made_anew": sum(made.summaries[name].verdicts for name in made.anew),
         },
-        check_results=[checks.as_declared(tables.VERDICTS, *anew)],
+        check_results=[checks.as_declared(tables.VERDICTS, map(made.frame, made.anew))],
     )
 
 
@@ -221,7 +221,7 @@ def weights(
             "winner": winner or f"burn: {outcome.burn_reason}",
         },
         check_results=[
-            checks.as_declared(tables.WEIGHTS, frame),
+            checks.as_declared(tables.WEIGHTS, [frame]),
             checks.result("sum_to_one_or_burn", checks.sums_to_one_or_burns(frame, winner)),
             checks.result(
                 "winner_is_eligible", checks.winner_is_eligible(ranks, miners, blacklist, winner)

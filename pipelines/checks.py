@@ -3,7 +3,7 @@
 A check that fails stops the run before `generation`: the last good one stays in force.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import dagster as dg
 import polars as pl
@@ -33,10 +33,10 @@ def result(name: str, found: Sequence[str], **metadata: int) -> dg.AssetCheckRes
     )
 
 
-def as_declared(table: Table, *frames: pl.DataFrame) -> dg.AssetCheckResult:
+def as_declared(table: Table, frames: Iterable[pl.DataFrame]) -> dg.AssetCheckResult:
     """Check schema, nulls and unique keys against the table's declaration.
 
-    Of several frames each by itself: for parts of a table that share no key.
+    Each frame by itself, and one after the other: they are parts of a table that share no key.
     """
     return result(AS_DECLARED, [found for frame in frames for found in violations(frame, table)])
 

@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +75,8 @@ class Summary:
 class Verdicts:
     """The table `verdicts`, of which most is read only when it is asked for.
 
-    A `warehouse.verdicts.VerdictSource`. `anew` has the partitions that this run made.
+    A `warehouse.verdicts.VerdictSource`. `anew` names the partitions that this run made; `held` has
+    those that could not be kept, or must not be.
     """
 
     keeper: "TallyKeeper"
@@ -83,7 +84,8 @@ class Verdicts:
     validators: pl.DataFrame
     keys: Mapping[str, str]
     summaries: Mapping[str, Summary]
-    anew: Mapping[str, pl.DataFrame] = field(repr=False)
+    anew: Sequence[str]
+    held: Mapping[str, pl.DataFrame] = field(repr=False)
 
     def made_from(self) -> Mapping[str, str]:
         """Return, for each partition, a digest of its file, the stakes and the rules."""
@@ -103,7 +105,7 @@ class Verdicts:
 
     def frame(self, partition: str) -> pl.DataFrame:
         """Return a partition's part of the table; raises `ArchiveError` as `TallyKeeper` does."""
-        made = self.anew.get(partition)
+        made = self.held.get(partition)
         if made is None:
             made = self.keeper.kept_frame("verdicts", self.keys[partition])
         if made is None or made.height != self.summaries[partition].verdicts:
@@ -139,9 +141,14 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class _Tally:
-    """What a run has of one partition: `verdicts` and `entries` only where it made them."""
+    """What a run has of one partition.
+
+    `verdicts` only where they are not kept: of all partitions they would take memory that grows
+    with history, and each is wanted once more, by itself. `entries` where the run made them.
+    """
 
     summary: Summary
+    is_anew: bool = False
     verdicts: pl.DataFrame | None = None
     entries: pl.DataFrame | None = None
     problems: tuple[str, ...] = ()
@@ -205,7 +212,8 @@ class TallyKeeper:
             validators,
             keys,
             summaries={name: one.summary for name, one in found.items()},
-            anew={name: one.verdicts for name, one in found.items() if one.verdicts is not None},
+            anew=[name for name, one in found.items() if one.is_anew],
+            held={name: one.verdicts for name, one in found.items() if one.verdicts is not None},
         )
         problems = itertools.chain.from_iterable(one.problems for one in found.values())
         return Tallies(verdicts, every, tuple(problems), frozenset(entries))
@@ -228,14 +236,16 @@ class TallyKeeper:
         verdicts, counting_tasks = voting.verdicts_of(ballots, validators)
         summary = Summary.of(verdicts, counting_tasks)
         found += _uncounted(part, summary.votes, 0 if name == UNTASKED else part.rows)
+        is_kept = False
         if not found:
             if entries is not None:
                 self._keep_frame("ballots", of_votes, ballots)
                 self._keep_frame("entries", of_votes, entries)
-            self._keep_frame("verdicts", key, verdicts)
+            is_kept = self._keep_frame("verdicts", key, verdicts)
             # The last: where it is, the others have been.
             self._keep("summary", key, json.dumps(asdict(summary)).encode())
-        return _Tally(summary, verdicts, entries, tuple(found))
+        held = None if is_kept else verdicts
+        return _Tally(summary, is_anew=True, verdicts=held, entries=entries, problems=tuple(found))
 
     def kept_frame(self, kind: str, key: str) -> pl.DataFrame | None:
         """Return what was kept of a partition, None when it is gone or damaged."""
@@ -299,7 +309,7 @@ class TallyKeeper:
         content = self._kept("summary", key)
         return None if content is None else Summary(**json.loads(content))
 
-    def _keep(self, kind: str, key: str, content: bytes) -> None:
+    def _keep(self, kind: str, key: str, content: bytes) -> bool:
         """Keep something for the next run, if there is room: it can be made again."""
         path = self._path(kind, key)
         temporary = temporary_beside(path)
@@ -309,11 +319,13 @@ class TallyKeeper:
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            return False
+        return True
 
-    def _keep_frame(self, kind: str, key: str, frame: pl.DataFrame) -> None:
+    def _keep_frame(self, kind: str, key: str, frame: pl.DataFrame) -> bool:
         buffer = io.BytesIO()
         frame.write_ipc(buffer)
-        self._keep(kind, key, buffer.getvalue())
+        return self._keep(kind, key, buffer.getvalue())
 
 
 def as_arrow(verdicts: pl.DataFrame) -> pa.Table:
