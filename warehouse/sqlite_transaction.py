@@ -113,6 +113,7 @@ class Transaction:
         self.seq = self._ask(HEAD, ())[0][0]
         if type(self.seq) is not int:
             raise LogDamagedError("its end is missing")
+        self._head = self.seq
         self.now_ms = time.time_ns() // 1_000_000
 
     def append_samples(
@@ -199,6 +200,8 @@ class Transaction:
 
     def file(self) -> None:
         """File samples by their hotkeys, once there are enough of them."""
+        if self.seq == self._head:
+            return
         rows = self._ask(FILED_THROUGH, ())
         if len(rows) != 1 or type(rows[0][0]) is not int or not 0 <= rows[0][0] <= self.seq:
             raise LogDamagedError("nothing says how far samples are filed")
