@@ -1,9 +1,9 @@
 """A home that an earlier version made, taken over by this one: nothing lost, nothing answered anew.
 
 `homes/2026-11-22.tar.xz` was made by the commit of that day (b9a7ce2), whose log had version 1 and
-whose chain snapshots were JSON: `SCORER_TASK_WINDOW=10 leoma demo --once --tasks 10 --home
-/srv/leoma`, then `leoma serve`, and what its routes answered is answers.json. Its keys were thrown
-away.
+whose chain snapshots were JSON, `homes/2026-11-28.tar.xz` by f1e663c, whose log had version 2:
+`SCORER_TASK_WINDOW=10 leoma demo --once --tasks 10 --home /srv/leoma`, then `leoma serve`, and what
+its routes answered is answers.json. Their keys were thrown away.
 """
 
 import hashlib
