@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from warehouse.frames import empty, schema
 from warehouse.log import SubmissionRow, TextRow, VoteColumns
@@ -10,18 +11,22 @@ from warehouse.tables import ARCHIVED_TEXTS, ARCHIVED_VOTES
 
 VERSION_KEY = list(ARCHIVED_VOTES.key)
 INT64_MAX = 2**63 - 1
+# What was signed, and how.
+REQUEST: dict[str, DataTypeClass] = {
+    "scheme": pl.Int64,
+    "timestamp": pl.String,
+    "nonce": pl.String,
+    "method": pl.String,
+    "path": pl.String,
+    "signature": pl.Binary,
+    "body": pl.Binary,
+}
 SUBMISSION_SCHEMA = pl.Schema(
     {
         "seq": pl.Int64,
         "received_at_ms": pl.Int64,
         "hotkey": pl.String,
-        "scheme": pl.Int64,
-        "timestamp": pl.String,
-        "nonce": pl.String,
-        "method": pl.String,
-        "path": pl.String,
-        "signature": pl.Binary,
-        "body": pl.Binary,
+        **REQUEST,
         "sample_count": pl.Int64,
         "evaluation_signature": pl.String,
         "is_evaluation_verified": pl.Boolean,
@@ -36,13 +41,7 @@ EVENT_SCHEMA = pl.Schema(
         "subject": pl.String,
         "detail": pl.String,
         "admin_hotkey": pl.String,
-        "scheme": pl.Int64,
-        "timestamp": pl.String,
-        "nonce": pl.String,
-        "method": pl.String,
-        "path": pl.String,
-        "signature": pl.Binary,
-        "body": pl.Binary,
+        **REQUEST,
     }
 )
 

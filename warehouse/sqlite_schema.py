@@ -113,30 +113,24 @@ WHEN EXISTS (SELECT 1 FROM submissions WHERE signature = NEW.signature)
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 
+DELETED_ONCE_ARCHIVED = """
+CREATE TRIGGER {table}_deleted_once_archived BEFORE DELETE ON {table}
+WHEN OLD.seq > (SELECT dropped_through FROM retention)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
 # The samples of each validator and about each miner, as two indexes would have them, but filed some
 # thousand at a time, in order: one by one they took a tenth of what a batch takes. What comes after
 # `filed_through` is looked for among the samples themselves.
-FILES = """
-CREATE TABLE samples_by_validator (
-    validator_id INTEGER NOT NULL,
+FILED = """
+CREATE TABLE samples_by_{kind} (
+    {kind}_id INTEGER NOT NULL,
     seq INTEGER NOT NULL,
-    PRIMARY KEY (validator_id, seq)
+    PRIMARY KEY ({kind}_id, seq)
 ) STRICT, WITHOUT ROWID;
-CREATE TRIGGER samples_by_validator_never_updated BEFORE UPDATE ON samples_by_validator
+CREATE TRIGGER samples_by_{kind}_never_updated BEFORE UPDATE ON samples_by_{kind}
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER samples_by_validator_deleted_once_archived BEFORE DELETE ON samples_by_validator
-WHEN OLD.seq > (SELECT dropped_through FROM retention)
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TABLE samples_by_miner (
-    miner_id INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    PRIMARY KEY (miner_id, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TRIGGER samples_by_miner_never_updated BEFORE UPDATE ON samples_by_miner
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER samples_by_miner_deleted_once_archived BEFORE DELETE ON samples_by_miner
-WHEN OLD.seq > (SELECT dropped_through FROM retention)
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+"""
+FILING = """
 -- One row.
 CREATE TABLE filing (filed_through INTEGER NOT NULL) STRICT;
 INSERT INTO filing VALUES (0);
@@ -148,6 +142,13 @@ BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER filing_is_one BEFORE INSERT ON filing
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+FILES = (
+    "".join(
+        FILED.format(kind=kind) + DELETED_ONCE_ARCHIVED.format(table=f"samples_by_{kind}")
+        for kind in ("validator", "miner")
+    )
+    + FILING
+)
 # Evaluation results that wait for object storage: the newest submission a task and validator.
 # `due_at_ms` is when somebody may take one: now when it is queued, the end of the lease while it is
 # in flight, the end of the wait after a failure.
@@ -218,11 +219,6 @@ BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER hotkeys_only_grow BEFORE INSERT ON hotkeys
 WHEN NEW.id <= (SELECT max(id) FROM hotkeys)
     OR EXISTS (SELECT 1 FROM hotkeys WHERE hotkey = NEW.hotkey)
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-"""
-DELETED_ONCE_ARCHIVED = """
-CREATE TRIGGER {table}_deleted_once_archived BEFORE DELETE ON {table}
-WHEN OLD.seq > (SELECT dropped_through FROM retention)
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
 # The evidence of an admin's act stays as long as its event.
